@@ -1,0 +1,48 @@
+# `make quickstart` sets up and runs the whole recipe; `make test` sets up and runs every test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PEERS := .venv-peers
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: quickstart test check fix docs mutate peers clean
+
+quickstart: $(INSTALLED)
+	$(BIN)/chatloom quickstart $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python tests/generated_docs.py --check
+
+fix: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(INSTALLED)
+	$(BIN)/python tests/generated_docs.py
+
+# Breaks the source in about thirty ways, one at a time, and asks that a test notices each.
+mutate: $(INSTALLED)
+	$(BIN)/python tests/mutate.py $(ARGS)
+
+# The peers that benchmarks/ measures against live in an environment of their own.
+peers: $(PEERS)/.installed
+$(PEERS)/.installed: constraints.txt benchmarks/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --constraint constraints.txt --requirement benchmarks/requirements.txt
+	$(PEERS)/bin/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(PEERS) runs .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,110 @@
+"""The forward pass that all families share: embed, run the blocks, normalise, project to the vocabulary.
+
+A family subclasses `Decoder` only to build its parts; nothing here asks which family it is. `hidden` and `logits` are
+separate so that an objective can project just the positions it counts, which saves most of the vocabulary
+projection in instruction tuning.
+"""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from chatloom.nn.cache import Cache, Causal, Packed
+from chatloom.nn.positions import Rotary
+
+
+class DecoderConfig(Protocol):
+    """The fields that code outside a family may read of any family's config."""
+
+    @property
+    def vocab_size(self) -> int: ...  # noqa: D102
+    @property
+    def context_length(self) -> int: ...  # noqa: D102
+    @property
+    def num_layers(self) -> int: ...  # noqa: D102
+    @property
+    def width(self) -> int: ...  # noqa: D102
+    @property
+    def num_heads(self) -> int: ...  # noqa: D102
+    @property
+    def num_key_value_heads(self) -> int: ...  # noqa: D102
+    @property
+    def head_width(self) -> int: ...  # noqa: D102
+    @property
+    def tie_embeddings(self) -> bool: ...  # noqa: D102
+    def to_huggingface(self) -> dict[str, Any]:
+        """The `config.json` that transformers expects."""
+
+
+class Decoder(nn.Module):
+    """A decoder-only language model."""
+
+    config: DecoderConfig
+    embedding: nn.Embedding
+    position_embedding: nn.Embedding | None
+    rotary: Rotary | None
+    blocks: nn.ModuleList
+    final_norm: nn.Module
+    head: nn.Linear | None  # None: tied to the embedding
+    gradient_checkpointing: bool = False
+
+    def hidden(self, tokens: Tensor, *, documents: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """Final normalised hidden states.
+
+        Args:
+            tokens: (B, T) int64.
+            documents: (B, T) document numbers of packed rows, 0 for padding; None for one document a row.
+            cache: a decoding cache instead; excludes `documents`.
+
+        Returns:
+            (B, T, C).
+
+        Raises:
+            ValueError: a row is longer than the model's context.
+        """
+        if cache is None:
+            if tokens.shape[1] > self.config.context_length:
+                raise ValueError(
+                    f"a row of {tokens.shape[1]} tokens does not fit the model's context of "
+                    f"{self.config.context_length}; use shorter rows or a model with a longer context"
+                )
+            cache = Causal() if documents is None else Packed(documents)
+        positions = cache.positions(tokens)
+        x = self.embedding(tokens)  # (B, T, C)
+        if self.position_embedding is not None:
+            x = x + self.position_embedding(positions)
+        x = self.embedding_dropout(x)
+        angles = None if self.rotary is None else self.rotary.at(positions)
+        for layer, block in enumerate(self.blocks):
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, layer, cache, angles, use_reentrant=False)
+            else:
+                x = block(x, layer, cache, angles)
+        normalised: Tensor = self.final_norm(x)
+        return normalised
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Project hidden states (..., C) to the vocabulary (..., V)."""
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        return nn.functional.linear(hidden, weight)
+
+    def forward(self, tokens: Tensor, *, documents: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """Logits (B, T, V) of `tokens` (B, T); see `hidden` for the arguments."""
+        return self.logits(self.hidden(tokens, documents=documents, cache=cache))
+
+    def set_dropout(self, probability: float) -> None:
+        """Set every dropout layer's probability (InstructGPT fine-tunes with 0.2; RLHF needs 0)."""
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = probability
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding_dropout = nn.Dropout(0.0)
+
+
+def num_parameters(model: nn.Module) -> int:
+    """The number of weights; a tied matrix counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from chatloom import runtime
+
+
+def test_atomic_write_leaves_the_old_file_on_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "file.json"
+    runtime.write_atomically(target, "old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runtime.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        runtime.write_atomically(target, "new")
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_atomic_folder_is_whole_or_absent(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    with pytest.raises(RuntimeError), runtime.atomic_folder(target) as temporary:
+        (temporary / "a").write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    for content in ("one", "two"):
+        with runtime.atomic_folder(target) as temporary:
+            (temporary / "a").write_text(content)
+        assert (target / "a").read_text() == content
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_random_state_round_trip() -> None:
+    runtime.seed_everything(3)
+    state = runtime.random_state()
+    first = torch.rand(3)
+    runtime.restore_random_state(state)
+    assert torch.equal(torch.rand(3), first)
+
+
+@pytest.mark.parametrize("name", ["tpu9", "cuda:99" if not torch.cuda.is_available() else "nope"])
+def test_unknown_device_is_an_error(name: str) -> None:
+    with pytest.raises(ValueError, match="device"):
+        runtime.pick_device(name)
+
+
+def test_unknown_dtype_lists_those_known() -> None:
+    with pytest.raises(ValueError, match="fp32, bf16, fp16"):
+        runtime.pick_dtype("fp7")
+
+
+def test_alone_every_reduction_is_the_identity() -> None:
+    assert (runtime.rank(), runtime.world_size(), runtime.is_main()) == (0, 1, True)
+    assert runtime.sum_across_ranks(torch.tensor(2.0)) == 2
+    assert runtime.gather_objects("x") == ["x"]
