@@ -136,12 +136,12 @@ def is_main() -> bool:
 @contextlib.contextmanager
 def distributed() -> Iterator[None]:
     """Join the process group that torchrun describes; does nothing alone. Nested use joins once."""
-    import torch
-    import torch.distributed as dist
-
     if _environment("WORLD_SIZE", 1) == 1 or _ready():
         yield
         return
+    import torch
+    import torch.distributed as dist
+
     on_gpu = torch.cuda.is_available()
     if on_gpu:
         torch.cuda.set_device(local_rank())

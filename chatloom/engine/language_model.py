@@ -1,0 +1,164 @@
+"""`chatloom.load(ref)`: a model with its tokenizer and chat template, ready to chat, generate and be saved.
+
+A conversation becomes tokens through the checkpoint's own `ChatFormat`, the one it was trained with, and an answer
+ends with the tokens that this format trains as the end. Nothing about a model is asked of its user again.
+"""
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from chatloom import checkpoint, runtime
+from chatloom.chat.message import Message, conversation
+from chatloom.chat.render import ChatFormat
+from chatloom.engine.engine import Engine
+from chatloom.engine.request import AnyEngine, Completion, SamplingParams
+from chatloom.models import Decoder
+from chatloom.tokenizers.bpe import Tokenizer
+
+Messages = Iterable[Mapping[str, Any] | Message]
+
+DTYPES = ("fp32", "bf16")
+
+
+class LanguageModel:
+    """A language model that people use. `.model(tokens)` gives logits: (B, T) int64 -> (B, T, V)."""
+
+    def __init__(self, model: Decoder, chat_format: ChatFormat, *, engine: AnyEngine | None = None) -> None:
+        """Join a model and its chat format; `engine` replaces the ordinary one."""
+        self.model = model
+        self.chat_format = chat_format
+        self.engine: AnyEngine = engine or Engine(model, chat_format.tokenizer)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the model was trained with."""
+        return self.chat_format.tokenizer
+
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        max_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> str:
+        """The assistant's answer to a conversation.
+
+        Args:
+            messages: {"role", "content"} mappings or Messages; the last is the user's.
+            max_tokens: most tokens of the answer.
+            temperature: 0 takes the likeliest token each time; 1 samples the model's own distribution.
+            top_k: sample among the k likeliest tokens.
+            top_p: sample among the fewest tokens that hold this share of the probability.
+            seed: makes a sampled answer repeatable.
+            stop: strings before which the answer ends.
+
+        Raises:
+            ValueError: a malformed conversation, one too long for the context, or a parameter out of range.
+        """
+        ends = self.chat_format.stop_tokens
+        sampling = _sampling(max_tokens, temperature, top_k, top_p, seed, stop, ends)
+        return self.engine.generate([self.prompt_tokens(messages)], sampling)[0].text
+
+    def stream(
+        self,
+        messages: Messages,
+        *,
+        max_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> Generator[str, None, Completion]:
+        """As `chat`, in pieces of text as they come, whole characters each; the generator returns the Completion."""
+        ends = self.chat_format.stop_tokens
+        sampling = _sampling(max_tokens, temperature, top_k, top_p, seed, stop, ends)
+        return self.engine.stream(self.prompt_tokens(messages), sampling)
+
+    def generate(
+        self,
+        prompts: Sequence[str] | Sequence[Sequence[int]],
+        *,
+        max_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> list[Completion]:
+        """Continue raw prompts, without a chat template; one completion each, in order.
+
+        A prompt that is text gets the begin-of-text token before it, as every training document has; a prompt that is
+        tokens is taken as it is. Completions end at the end of text or of a turn. With a `seed`, prompt i is sampled
+        with a seed derived from (seed, i). Other arguments and errors as in `chat`.
+        """
+        if isinstance(prompts, str):
+            raise ValueError(f"prompts is the text {prompts!r:.60}; give a list, such as [text]")
+        tokenizer = self.tokenizer
+        ends = [tokenizer.special[name] for name in (tokenizer.eos_token, tokenizer.end_of_turn_token) if name]
+        sampling = _sampling(max_tokens, temperature, top_k, top_p, seed, stop, ends)
+        return self.engine.generate([self._raw(prompt) for prompt in prompts], sampling)
+
+    def prompt_tokens(self, messages: Messages) -> list[int]:
+        """The tokens of a conversation that ask for its next answer. ValueError if they leave no room for one."""
+        tokens = self.chat_format.prompt(conversation(messages))
+        limit = self.engine.context_length
+        if len(tokens) >= limit:
+            raise ValueError(
+                f"the conversation has {len(tokens)} tokens and the model's context is {limit}, which leaves no room "
+                "for an answer; drop the oldest turns or shorten a message"
+            )
+        return tokens
+
+    def save(self, folder: str | Path) -> None:
+        """Write the folder in Hugging Face layout: transformers, vLLM and `chatloom.load` open it."""
+        checkpoint.save_pretrained(Path(folder), self.model, self.chat_format)
+
+    def _raw(self, prompt: str | Sequence[int]) -> list[int]:
+        if not isinstance(prompt, str):
+            return list(prompt)
+        begin = [] if self.tokenizer.bos_token is None else [self.tokenizer.bos]
+        return begin + self.tokenizer.encode(prompt)
+
+
+def _sampling(
+    max_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int | None,
+    stop: Sequence[str],
+    stop_tokens: Sequence[int],
+) -> SamplingParams:
+    texts = (stop,) if isinstance(stop, str) else tuple(stop)
+    return SamplingParams(max_tokens, temperature, top_k, top_p, seed, texts, tuple(dict.fromkeys(stop_tokens)))
+
+
+def load(ref: str | Path, *, dtype: str | None = None, device: str | None = None) -> LanguageModel:
+    """Open a language model.
+
+    Args:
+        ref: the folder of a Chatloom run or of a Hugging Face model.
+        dtype: None as saved, "fp32" or "bf16".
+        device: None for the best there is, "cpu", "cuda", "cuda:1", ...
+
+    Raises:
+        ValueError: nothing there, a run that has not finished, files missing or damaged, an unsupported model.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; allowed: None (as saved), {', '.join(map(repr, DTYPES))}")
+    folder = Path(ref)
+    if not folder.exists():
+        raise ValueError(
+            f"there is no {folder}: give the folder of a Chatloom run (such as runs/quickstart/ppo) or of a Hugging "
+            "Face model (config.json, model.safetensors, tokenizer.json)"
+        )
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give the folder of a Chatloom run or of a Hugging Face model")
+    pretrained = checkpoint.load_pretrained(folder, device=runtime.pick_device(device), dtype=dtype)
+    return LanguageModel(pretrained.model, pretrained.chat)

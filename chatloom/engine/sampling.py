@@ -1,0 +1,89 @@
+"""One token from each row of logits, by the inverse of the cumulative distribution.
+
+The randomness comes in as one uniform number a row, so the draw of a row depends on nothing beside it, and a test
+can say which token must come. Log-probabilities are those of the full distribution at the given temperature: they
+are what PPO's ratio needs, and top-k/top-p ("warpers") do not change them (Ziegler et al. 2019 sample without).
+
+Settings that a whole batch shares are plain numbers, which skips work; rows that differ pass tensors.
+"""
+
+import torch
+from torch import Tensor
+
+
+def sample(
+    logits: Tensor,
+    uniforms: Tensor | None,
+    *,
+    temperature: float | Tensor = 1.0,
+    top_k: int | Tensor | None = None,
+    top_p: float | Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Draw one token a row.
+
+    Args:
+        logits: (B, V), any floating type; the arithmetic is fp32.
+        uniforms: (B,) in [0, 1); may be None if every temperature is 0.
+        temperature: one number, or (B,); 0 takes the likeliest token.
+        top_k: None, one number, or (B,) int64; at least V keeps all.
+        top_p: None, one number, or (B,); 1 keeps all.
+
+    Returns:
+        tokens (B,) int64 and their log-probabilities (B,) fp32: log-softmax of logits / temperature, of the plain
+        logits where the temperature is 0.
+    """
+    logits = logits.float()
+    if isinstance(temperature, Tensor):
+        greedy = temperature == 0
+        logits = logits / torch.where(greedy, 1.0, temperature)[:, None]
+    else:
+        greedy = None
+        if temperature == 0:
+            return _likeliest(logits)
+        if temperature != 1:
+            logits = logits / temperature
+    assert uniforms is not None
+    largest = logits.amax(dim=1, keepdim=True)
+    weights = (logits - largest).exp_()  # (B, V), the likeliest token has weight 1
+    cumulative = weights.cumsum(dim=1)
+    total = cumulative[:, -1:]
+    if top_k is not None or top_p is not None:
+        cumulative = weights.masked_fill_(weights < _threshold(weights, top_k, top_p), 0.0).cumsum(dim=1)
+    # The first token whose cumulative weight exceeds u * (sum of weights): never one of weight 0, and u < 1 keeps
+    # the product below the last entry.
+    aim = uniforms[:, None] * cumulative[:, -1:]
+    tokens = torch.searchsorted(cumulative, aim, right=True).clamp_(max=logits.shape[1] - 1)
+    if greedy is not None:
+        tokens = torch.where(greedy[:, None], logits.argmax(dim=1, keepdim=True), tokens)
+    logprobs = logits.gather(1, tokens) - largest - total.log()
+    return tokens[:, 0], logprobs[:, 0]
+
+
+def _likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:
+    best, tokens = logits.max(dim=1)
+    return tokens, best - logits.logsumexp(dim=1)
+
+
+def _threshold(weights: Tensor, top_k: int | Tensor | None, top_p: float | Tensor | None) -> Tensor:
+    """The smallest weight that top-k, then top-p, keep in each row: (B, 1)."""
+    size = weights.shape[1]
+    if top_p is None and isinstance(top_k, int):
+        return weights.topk(min(top_k, size), dim=1).values[:, -1:]
+    ordered = weights.sort(dim=1, descending=True).values
+    keep = torch.full_like(ordered[:, :1], size, dtype=torch.int64)  # (B, 1), how many of the ordered stay
+    if top_k is not None:
+        keep = torch.clamp(_column(top_k, keep), max=size)
+    if top_p is not None:
+        cumulative = ordered.cumsum(dim=1)
+        within_k = cumulative.gather(1, keep - 1)  # the top-k tokens' weight, which top-p is a share of
+        before = cumulative - ordered
+        share = _column(top_p, ordered)
+        enough = (before < share * within_k).sum(dim=1, keepdim=True).clamp_(min=1)
+        keep = torch.where(share < 1, torch.minimum(keep, enough), keep)
+    return ordered.gather(1, keep - 1)
+
+
+def _column(value: float | Tensor, like: Tensor) -> Tensor:
+    if isinstance(value, Tensor):
+        return value[:, None].to(like.dtype)
+    return torch.full_like(like[:, :1], value)

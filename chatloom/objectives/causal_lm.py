@@ -1,0 +1,68 @@
+"""Next-token prediction (Radford et al. 2018, eq. 1): pretraining, instruction tuning and the ptx term of PPO alike.
+
+Facts worth knowing:
+* Which tokens count stands in `targets` (-100: not counted), made where text becomes tokens. Pretraining counts
+  every token, instruction tuning the assistant's and their end-of-turn.
+* Positions are selected before the vocabulary projection: in instruction tuning most of it is never computed.
+* The projection and the cross-entropy run over chunks of positions that stay in the cache of a CPU (4,096
+  positions by 2,048 tokens on two cores, forward and backward: 29 ms, against 66 ms in one piece). When there are
+  very many logits they are recomputed in the backward pass, so that they never fill the memory.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from chatloom.objectives import Loss
+
+IGNORED = -100  # the target of a position that does not count; torch's own convention
+_CHUNK_ROWS = 1024
+_RECOMPUTED_LOGITS = 2**27  # above this many logits (512 MiB in fp32) chunks are recomputed, which costs a third
+
+
+def causal_lm(model: nn.Module, batch: dict[str, Tensor]) -> Loss:
+    """Sum of -log p(target) in nats over the positions that count.
+
+    Args:
+        model: anything with the decoder's `hidden` and `logits`.
+        batch: tokens (B, T) int64; targets (B, T) int64 with -100 where not counted; documents (B, T) if packed.
+
+    Returns:
+        total in nats, weight the number of targets, metrics `accuracy` (the target was the likeliest token).
+    """
+    network: Any = model
+    hidden = network.hidden(batch["tokens"], documents=batch.get("documents"))  # (B, T, C)
+    counted = batch["targets"] != IGNORED
+    return cross_entropy(network, hidden[counted], batch["targets"][counted])
+
+
+def cross_entropy(network: Any, hidden: Tensor, targets: Tensor) -> Loss:
+    """The same for hidden states (N, C) and targets (N,) that are already selected; `network` has `logits`."""
+    weight = hidden.new_tensor(float(len(targets)), dtype=torch.float32)
+    total = correct = hidden.new_zeros((), dtype=torch.float32)
+    num_logits = 0  # of the whole call; known after the first chunk
+    # When nothing counts there is one empty chunk, and the loss is zero, but with a graph.
+    for some_hidden, some_targets in zip(
+        torch.split(hidden, _CHUNK_ROWS), torch.split(targets, _CHUNK_ROWS), strict=True
+    ):
+        if num_logits > _RECOMPUTED_LOGITS and torch.is_grad_enabled():
+            nats, hits, vocab_size = checkpoint(
+                _chunk, network, some_hidden, some_targets, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            nats, hits, vocab_size = _chunk(network, some_hidden, some_targets)
+        num_logits = len(targets) * vocab_size
+        total, correct = total + nats, correct + hits
+    return Loss(total, weight, {"accuracy": (correct, weight)})
+
+
+def _chunk(network: Any, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Sum of nats and number of hits of (n, C) and (n,), in fp32 whatever the autocast; and V."""
+    logits = network.logits(hidden).float()  # (n, V)
+    with torch.no_grad():
+        target_logits = logits.gather(1, targets[:, None]).squeeze(1)
+        hits = (target_logits == logits.amax(dim=-1)).sum().float()
+    return F.cross_entropy(logits, targets, reduction="sum"), hits, logits.shape[-1]

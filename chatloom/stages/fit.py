@@ -1,0 +1,102 @@
+"""What the offline stages share: the loader's options, a held-out loss, and training with a bar and saves."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from chatloom import runtime
+from chatloom.chat.render import ChatFormat
+from chatloom.data.sources import Loaded
+from chatloom.objectives import Batch, Objective
+from chatloom.stages.run import Run
+from chatloom.train.callbacks import Evaluate, ProgressBar
+from chatloom.train.train_config import TrainConfig
+from chatloom.train.trainer import Trainer
+
+T = TypeVar("T")
+_MOST_HELD_OUT = 500
+
+
+def loader_options(train: TrainConfig, chat: ChatFormat, context_length: int) -> dict[str, Any]:
+    """What every loader is given: sizes, seed, padding and ranks. ValueError for rows beyond the context."""
+    row_length = train.row_length or context_length
+    if row_length > context_length:
+        raise ValueError(f"row_length is {row_length}; the model's context is {context_length}, so at most that")
+    tokenizer = chat.tokenizer
+    return {
+        "batch_rows": train.batch_rows,
+        "row_length": row_length,
+        "seed": train.seed,
+        "pad": tokenizer.pad if tokenizer.pad_token is not None else 0,
+        "rank": runtime.rank(),
+        "world_size": runtime.world_size(),
+    }
+
+
+def split_off(items: Loaded[T], *, one_in: int) -> tuple[Loaded[T], list[T]]:
+    """Hold out every `one_in`-th item, at most 500 and at least one. ValueError if there are not two items."""
+    if len(items) < 2:
+        raise ValueError(
+            "there is only one record, so none can be held out; give more data, or --validation-data of your own"
+        )
+    chosen = set(range(len(items) - 1, -1, -one_in)[:_MOST_HELD_OUT])
+    kept: Loaded[T] = Loaded()
+    kept.notes = items.notes
+    kept.extend(item for index, item in enumerate(items) if index not in chosen)
+    return kept, [items[index] for index in sorted(chosen)]
+
+
+def mean_loss(
+    model: nn.Module, objective: Objective, batches: Any, train: TrainConfig, *, prefix: str
+) -> dict[str, float]:
+    """The objective's loss and metrics over held-out batches, without gradients: {"<prefix>/loss": ...}."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    sums: dict[str, list[float]] = {}
+    with torch.inference_mode():
+        for step in range(batches.steps_per_epoch):
+            batch: Batch = {name: tensor.to(device) for name, tensor in batches.batch_at(0, step).items()}
+            with runtime.autocast(device, train.dtype):
+                loss = objective(model, batch)
+            values = {"loss": (loss.total, loss.weight), **loss.metrics}
+            for name, (value, count) in values.items():
+                sums.setdefault(name, [0.0, 0.0])
+                sums[name][0] += float(value)
+                sums[name][1] += float(count)
+    model.train(was_training)
+    reduced = runtime.sum_across_ranks(torch.tensor([sums[name] for name in sums], dtype=torch.float64, device="cpu"))
+    return {f"{prefix}/{name}": value / max(count, 1e-9) for name, (value, count) in zip(sums, reduced.tolist())}
+
+
+def fit(
+    stage: Run,
+    model: nn.Module,
+    objective: Objective,
+    loader: Iterable[Batch],
+    train: TrainConfig,
+    *,
+    total_steps: int,
+    evaluate: Callable[[], dict[str, float]] | None = None,
+) -> dict[str, float]:
+    """Train from the last checkpoint, or from the start, to `total_steps`; returns what was evaluated at the end."""
+    callbacks: list[Any] = [ProgressBar(stage.stage)]
+    found: dict[str, float] = {}
+    if evaluate is not None:
+
+        def measure(_: nn.Module) -> dict[str, float]:
+            found.update(evaluate())
+            return dict(found)
+
+        callbacks.insert(0, Evaluate(measure, every_steps=train.evaluate_every_steps, averaged=True))
+    trainer = Trainer(model, objective, train, total_steps=total_steps, run_folder=stage.folder, callbacks=callbacks)
+    if trainer.resume():
+        stage.say(f"going on from step {trainer.step_index} of {total_steps}")
+    last = trainer.run(loader)
+    if trainer.ema is not None:
+        trainer.ema.copy_to_model()
+    if not found and evaluate is not None:
+        found.update(evaluate())
+    return {"loss": last.get("loss", float("nan")), **found}

@@ -1,0 +1,120 @@
+"""Collect comparisons without people: a model answers each prompt several times, a task's labeler ranks them.
+
+InstructGPT's labelers ranked K = 4 to 9 answers of each prompt (Ouyang et al. 2022, section 3.5) and agreed with one
+another on 73 % of the pairs. The simulated labeler knows the gold score and adds noise; the noise is set on this
+model's own answers so that two such labelers agree just as often.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from chatloom import runtime
+from chatloom.chat.message import to_dicts
+from chatloom.engine.engine import Engine
+from chatloom.engine.language_model import load
+from chatloom.engine.request import SamplingParams
+from chatloom.rl.rollout import Rollout, collect
+from chatloom.stages.run import open_run
+from chatloom.tasks import Example, Labeler, Task, calibrate_noise, get_task
+from chatloom.train.progress import progress
+
+TRAIN, VALIDATION = "comparisons.jsonl", "validation.jsonl"
+_PROMPTS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sample answers to a task's prompts and rank them with its simulated labeler."""
+
+    # Folder of the model that answers.
+    model: str
+    # Where comparisons.jsonl (and validation.jsonl, one prompt in ten) are written.
+    output_dir: str
+    # Which task has the prompts, the gold score and the labeler.
+    task: str = "miniature"
+    # Prompts in all.
+    num_prompts: int = 1000
+    # Answers of a prompt, drawn evenly from this range (InstructGPT: 4 to 9).
+    fewest_responses: int = 4
+    most_responses: int = 9
+    max_tokens: int = 64
+    temperature: float = 1.0
+    # Share of pairs on which two labelers agree (InstructGPT: 72.6 %). 1 is a labeler without noise.
+    agreement: float = 0.73
+    # Number type of generation.
+    dtype: str = "fp32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.fewest_responses <= self.most_responses:
+            raise ValueError(
+                f"responses from {self.fewest_responses} to {self.most_responses}: "
+                "give at least 2, and the fewest not above the most"
+            )
+        if self.num_prompts < 2:
+            raise ValueError(f"num_prompts is {self.num_prompts}; it must be at least 2")
+        if not 0.5 < self.agreement <= 1:
+            raise ValueError(f"agreement is {self.agreement}; it must be above 0.5 and at most 1")
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Sample, calibrate the labeler, rank, and write the comparisons."""
+    stage = open_run("rank", config, inputs={"model": config.model})
+    if stage.complete:
+        return stage.results
+    task = get_task(config.task)
+    examples = task.examples("feedback", config.num_prompts, seed=config.seed)
+    choose = random.Random(config.seed)
+    counts = [choose.randint(config.fewest_responses, config.most_responses) for _ in examples]
+    answers = _sample(config, examples, counts)
+    noise = _noise(config, task, examples, answers)
+    labeler = Labeler(config.seed, task=task, noise=noise)
+    lines: dict[str, list[str]] = {TRAIN: [], VALIDATION: []}
+    for index, (example, rollouts) in enumerate(zip(examples, answers)):
+        texts, stopped = _texts(rollouts)
+        ranks = labeler.rank(example, texts, stopped=stopped)
+        responses = [{"text": rollout.text, "rank": rank} for rollout, rank in zip(rollouts, ranks)]
+        if len(set(ranks)) > 1 and len({rollout.text for rollout in rollouts}) > 1:
+            record = {"prompt": to_dicts(example.prompt), "responses": responses, "example": example.id}
+            lines[VALIDATION if index % 10 == 9 else TRAIN].append(json.dumps(record, ensure_ascii=False))
+    for name, records in lines.items():
+        runtime.write_atomically(stage.folder / name, "\n".join(records) + "\n")
+    stage.say(f"{sum(counts):,} answers to {len(examples):,} prompts; labeler's noise {noise:.3f}")
+    return stage.finish(num_responses=sum(counts), noise=noise, **{name: len(lines[name]) for name in lines})
+
+
+def _sample(config: Config, examples: Sequence[Example], counts: Sequence[int]) -> list[list[Rollout]]:
+    """Each example's answers, `counts` of them."""
+    lm = load(config.model, dtype="fp32")
+    engine = Engine(lm.model, lm.tokenizer, max_batch=256, autocast=config.dtype)
+    answers: list[list[Rollout]] = []
+    with progress("rank", sum(counts)) as advance:
+        for at in range(0, len(examples), _PROMPTS_AT_ONCE):
+            some = range(at, min(at + _PROMPTS_AT_ONCE, len(examples)))
+            prompts = [examples[index].prompt for index in some for _ in range(counts[index])]
+            seed = config.seed * 1_000_003 + at
+            sampling = SamplingParams(max_tokens=config.max_tokens, temperature=config.temperature, seed=seed)
+            rollouts = iter(collect(engine, lm.chat_format, prompts, sampling))
+            answers += [[next(rollouts) for _ in range(counts[index])] for index in some]
+            advance(len(prompts))
+    return answers
+
+
+def _noise(config: Config, task: Task, examples: Sequence[Example], answers: Sequence[Sequence[Rollout]]) -> float:
+    """The noise at which two labelers agree as often as asked on pairs of different answers."""
+    if config.agreement == 1:
+        return 0.0
+    pairs = []
+    for example, rollouts in zip(examples, answers):
+        different = {rollout.text: rollout for rollout in rollouts}.values()
+        scores = [task.grade(example, rollout.text, stopped=rollout.stopped).score for rollout in different]
+        pairs += list(combinations(scores, 2))
+    return calibrate_noise(pairs, target=config.agreement)
+
+
+def _texts(rollouts: Sequence[Rollout]) -> tuple[list[str], list[bool]]:
+    return [rollout.text for rollout in rollouts], [rollout.stopped for rollout in rollouts]

@@ -1,0 +1,193 @@
+"""A run's folder: whose it is, where it came from, and whether it is done.
+
+`manifest.json` is written when a stage starts and again when it ends. It holds the stage's configuration, the digests
+of what went in (data, tokenizer, models) and the lineage of the models it grew from, so that a policy can be traced
+back to the text that its base read. The same command given again goes on where it stopped; another command in the
+same folder is refused before anything is touched. (The folder's `config.json` is the model's, as Hugging Face has it.)
+"""
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+import chatloom
+from chatloom import checkpoint, runtime
+from chatloom import config as configuration
+from chatloom.chat.render import ChatFormat
+from chatloom.models import Decoder, RewardModel
+
+MANIFEST = "manifest.json"
+# Where a run lies, and how it is shown, does not make it another run.
+_FREE_FIELDS = ("output_dir", "log_every_steps", "tensorboard", "keep_checkpoints", "save_every_steps")
+
+
+@dataclass
+class Run:
+    """An opened run folder."""
+
+    folder: Path
+    stage: str
+    manifest: dict[str, Any]
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the stage has ended here before."""
+        return bool(self.manifest["status"] == "complete")
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What `finish` was given."""
+        return dict(self.manifest.get("results", {}))
+
+    def save_model(self, model: Decoder | RewardModel, chat: ChatFormat) -> None:
+        """Write the final model at the run's root."""
+        if runtime.is_main():
+            checkpoint.save_pretrained(self.folder, model, chat)
+        runtime.barrier()
+
+    def say(self, message: str) -> None:
+        """Tell the user something, on the main rank."""
+        if runtime.is_main():
+            Console().print(f"[dim]{self.stage:>10}[/]  {escape(message)}", highlight=False, soft_wrap=True)
+
+    def finish(self, **results: Any) -> dict[str, Any]:
+        """Write down that the stage has ended, with what it found; returns `results`."""
+        weights = self.folder / "model.safetensors"
+        self.manifest |= {
+            "status": "complete",
+            "results": results,
+            "weights": file_digest(weights) if weights.exists() else None,
+            "seconds": self.manifest.get("seconds", 0.0) + time.monotonic() - self.started,
+            "peak_memory_bytes": runtime.peak_memory_bytes(),
+        }
+        self._write()
+        return results
+
+    def _write(self) -> None:
+        if runtime.is_main():
+            runtime.write_atomically(self.folder / MANIFEST, json.dumps(self.manifest, indent=2) + "\n")
+        runtime.barrier()
+
+
+def open_run(stage: str, config: Any, *, inputs: dict[str, str | Path | None]) -> Run:
+    """Open or make the folder `config.output_dir` for a stage.
+
+    Args:
+        stage: the stage's name.
+        config: its frozen config, with an `output_dir`.
+        inputs: what the stage reads, by role (`data`, `model`, `tokenizer`, ...): files, or folders; None is left out.
+
+    Raises:
+        ValueError: an input does not exist; the folder holds something else, another stage's run, or this stage's run
+            with another configuration or other inputs.
+    """
+    folder = Path(config.output_dir)
+    for role, path in inputs.items():
+        if path is not None and not Path(path).exists():
+            raise ValueError(f"--{role.replace('_', '-')}: there is no file or folder {str(path)!r}")
+    digests = {role: _input_digest(Path(path)) for role, path in inputs.items() if path is not None}
+    fresh: dict[str, Any] = {
+        "chatloom": chatloom.__version__,
+        "stage": stage,
+        "status": "running",
+        "config": configuration.to_dict(config),
+        "inputs": {role: {"path": str(inputs[role]), "digest": digest} for role, digest in digests.items()},
+        "lineage": _lineage([Path(path) for path in inputs.values() if path is not None]),
+    }
+    found = read_manifest(folder)
+    if found is None:
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"--output-dir {folder} is a file; name a new folder")
+        if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise ValueError(f"--output-dir {folder} is not empty and holds no run; name a new folder")
+        run = Run(folder, stage, fresh)
+        run._write()
+        return run
+    _check_same(folder, found, fresh)
+    return Run(folder, stage, found)
+
+
+def _check_same(folder: Path, found: dict[str, Any], fresh: dict[str, Any]) -> None:
+    if found["stage"] != fresh["stage"]:
+        raise ValueError(f"{folder} holds a run of `{found['stage']}`, not of `{fresh['stage']}`; name another folder")
+    old, new = _flatten(found["config"]), _flatten(json.loads(json.dumps(fresh["config"])))
+    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    changed = [name for name in changed if name.rsplit(".", 1)[-1] not in (*_FREE_FIELDS, *fresh["inputs"])]
+    if changed:
+        name = changed[0]
+        raise ValueError(
+            f"{folder} belongs to a run with another configuration: {name} was {old.get(name)!r}, is now "
+            f"{new.get(name)!r}{f' (and {len(changed) - 1} more)' if len(changed) > 1 else ''}; "
+            "give the old options to go on with it, name another --output-dir, or delete the folder"
+        )
+    for role, given in fresh["inputs"].items():
+        if role in found["inputs"] and given["digest"] != found["inputs"][role]["digest"]:
+            raise ValueError(
+                f"{folder} was begun with another {role}: {given['path']} has changed since; "
+                "name another --output-dir, or delete the folder to start again"
+            )
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def read_manifest(folder: Path | str) -> dict[str, Any] | None:
+    """The manifest of a run folder, or None when there is none. Raises ValueError when it is not readable JSON."""
+    path = Path(folder) / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest["stage"], manifest["status"], manifest["config"], manifest["inputs"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a Chatloom manifest ({error}); delete the folder to start again") from error
+    return dict(manifest)
+
+
+def _lineage(inputs: list[Path]) -> list[dict[str, Any]]:
+    """What the inputs grew from, oldest first, each run once."""
+    ancestors: list[dict[str, Any]] = []
+    for path in inputs:
+        for folder in (path, path.parent):
+            manifest = read_manifest(folder) if folder.is_dir() else None
+            if manifest is None:
+                continue
+            own = {"stage": manifest["stage"], "folder": str(folder), "weights": manifest.get("weights")}
+            own["inputs"] = {role: entry["digest"] for role, entry in manifest["inputs"].items()}
+            for entry in [*manifest.get("lineage", []), own]:
+                if entry not in ancestors:
+                    ancestors.append(entry)
+            break
+    return ancestors
+
+
+def _input_digest(path: Path) -> str:
+    """Digest of what matters of an input: a model's weights, a file's bytes, or all files of a folder."""
+    if path.is_file():
+        return file_digest(path)
+    for name in ("model.safetensors", "tokenizer.json"):
+        if (path / name).exists():
+            return file_digest(path / name)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    text = "".join(f"{file.relative_to(path)} {file_digest(file)}\n" for file in files)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """The first sixteen hex digits of a file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -1,0 +1,93 @@
+"""Supervised fine-tuning on conversations (Ouyang et al. 2022, section 3.5): learn what to say, and to stop.
+
+The loss counts the assistant's tokens and the end of its turn, divided by their number over the whole batch. The chat
+template is the one in the model's folder, where the tokenizer stage put it; it goes on with the fine-tuned model.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from chatloom import checkpoint, runtime
+from chatloom.chat.message import Conversation, check_trainable
+from chatloom.chat.render import ChatFormat, TrainOn
+from chatloom.data.formats import read_conversations
+from chatloom.data.loader import Loader
+from chatloom.data.pack import Sample
+from chatloom.objectives.causal_lm import causal_lm
+from chatloom.stages.fit import fit, loader_options, mean_loss, split_off
+from chatloom.stages.run import open_run
+from chatloom.train.train_config import TrainConfig
+
+
+def _defaults() -> TrainConfig:
+    return TrainConfig(learning_rate=2e-5, weight_decay=0.0, schedule="cosine")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Fine-tune a model on conversations: messages, Alpaca, ShareGPT or prompt/completion files."""
+
+    # Folder of the model to fine-tune.
+    model: str
+    # A file (.jsonl .jsonl.gz .json .parquet) or a folder of them.
+    data: str
+    # Where the run is written.
+    output_dir: str
+    # Held-out conversations. None: two in a hundred of the data, at most 500.
+    validation_data: str | None = None
+    # Passes over the data. (InstructGPT: 16, chosen by reward-model score; Vicuna: 3.)
+    epochs: int = 3
+    # Learn every reply of a conversation, or only its last.
+    train_on: TrainOn = "all"
+    train: TrainConfig = field(default_factory=_defaults)
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Render, train, and save the model."""
+    stage = open_run(
+        "sft",
+        config,
+        inputs={"model": config.model, "data": config.data, "validation_data": config.validation_data},
+    )
+    if stage.complete:
+        return stage.results
+    runtime.seed_everything(config.train.seed)
+    pretrained = checkpoint.load_pretrained(config.model, dtype="fp32", device=runtime.pick_device())
+    model, chat = pretrained.model, pretrained.chat
+    conversations, held_out = _read(config)
+    for note in conversations.notes:
+        stage.say(note)
+    if problems := chat.check():
+        raise ValueError(f"{config.model} cannot be fine-tuned as it is: {'; '.join(problems)}")
+    options = loader_options(config.train, chat, model.config.context_length)
+    training = _samples(conversations, chat, config.train_on)
+    loader = Loader(training, **options, epochs=config.epochs)
+    validation = Loader(_samples(held_out, chat, config.train_on), **options | {"shuffle": False}, epochs=1)
+    for note in loader.report.notes() if loader.report else ():
+        stage.say(note)
+    stage.say(f"{len(conversations):,} conversations; rows {loader.utilisation:.1%} full; {len(held_out):,} held out")
+
+    def evaluate() -> dict[str, float]:
+        return mean_loss(model, causal_lm, validation, config.train, prefix="validation")
+
+    metrics = fit(stage, model, causal_lm, loader, config.train, total_steps=len(loader), evaluate=evaluate)
+    stage.save_model(model, chat)
+    return stage.finish(num_conversations=len(conversations), **metrics)
+
+
+def _read(config: Config) -> tuple[Any, list[Conversation]]:
+    conversations = read_conversations(config.data)
+    for conversation in conversations:
+        check_trainable(conversation)
+    if config.validation_data is not None:
+        return conversations, list(read_conversations(config.validation_data))
+    return split_off(conversations, one_in=50)
+
+
+def _samples(conversations: list[Conversation], chat: ChatFormat, train_on: TrainOn) -> list[Sample]:
+    return [
+        Sample(np.asarray(rendered.tokens), np.asarray(rendered.loss_mask))
+        for rendered in chat.render_many(conversations, train_on=train_on)
+    ]

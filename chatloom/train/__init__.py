@@ -1,0 +1,1 @@
+"""The training loop, once: `trainer` (the loop), `train_config` (its options), and the parts that it is made of."""

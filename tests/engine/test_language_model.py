@@ -1,0 +1,109 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+import chatloom
+from chatloom.chat import CHATLOOM_TEMPLATE, ChatFormat
+from chatloom.checkpoint import NO_TEMPLATE, save_state
+from chatloom.engine.language_model import LanguageModel, load
+from chatloom.testing.engine import ScriptedEngine
+from chatloom.testing.models import tiny_llama
+from chatloom.testing.tokenizer import byte_tokenizer
+
+HELLO = [{"role": "user", "content": "hi"}]
+
+
+def language_model() -> LanguageModel:
+    return LanguageModel(tiny_llama(), ChatFormat(byte_tokenizer(), CHATLOOM_TEMPLATE))
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
+    before = language_model()
+    before.save(tmp_path / "model")
+    after = chatloom.load(tmp_path / "model", device="cpu")
+    tokens = torch.tensor([[1, 2, 3]])
+    assert torch.equal(after.model(tokens), before.model(tokens))
+    assert after.tokenizer.encode("héllo") == before.tokenizer.encode("héllo")
+    assert after.chat(HELLO, max_tokens=8) == before.chat(HELLO, max_tokens=8)
+    assert not after.model.training
+
+
+def test_dtype_and_what_is_not_allowed(tmp_path: Path) -> None:
+    language_model().save(tmp_path / "model")
+    assert load(tmp_path / "model", dtype="bf16", device="cpu").model.embedding.weight.dtype == torch.bfloat16
+    assert load(tmp_path / "model", device="cpu").model.embedding.weight.dtype == torch.float32
+    with pytest.raises(ValueError, match=r"dtype is 'int4'; allowed: None \(as saved\), 'fp32', 'bf16'"):
+        load(tmp_path / "model", dtype="int4")
+
+
+def test_nothing_there_says_what_is_accepted(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there is no .*runs/quickstart/ppo.*Hugging Face"):
+        load(tmp_path / "nowhere")
+    (tmp_path / "file.gguf").write_bytes(b"x")
+    with pytest.raises(ValueError, match="is a file"):
+        load(tmp_path / "file.gguf")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"config\.json"):
+        load(tmp_path / "empty")
+
+
+def test_a_run_that_has_not_finished_says_so(tmp_path: Path) -> None:
+    save_state(tmp_path / "run" / "checkpoints" / "step_000010", {"x": torch.zeros(1)}, {})
+    with pytest.raises(ValueError, match="has not finished"):
+        load(tmp_path / "run")
+
+
+def test_chat_and_stream_say_the_same() -> None:
+    model = language_model()
+    for seed in range(3):
+        whole = model.chat(HELLO, max_tokens=20, temperature=1.0, seed=seed)
+        assert "".join(model.stream(HELLO, max_tokens=20, temperature=1.0, seed=seed)) == whole
+
+
+def test_a_chat_is_the_chat_formats_prompt_and_ends_at_the_end_of_turn() -> None:
+    tokenizer = byte_tokenizer()
+    engine = ScriptedEngine(tokenizer, lambda prompt: "hello")
+    model = LanguageModel(tiny_llama(), ChatFormat(tokenizer, CHATLOOM_TEMPLATE), engine=engine)
+    assert model.chat(HELLO) == "hello"
+    assert engine.prompts == ["<|begin_of_text|><|user|>hi<|end_of_turn|><|assistant|>"]
+    assert engine.sampling[0].stop_tokens == (tokenizer.end_of_turn, tokenizer.eos)
+
+
+def test_text_prompts_begin_with_begin_of_text() -> None:
+    model = language_model()
+    tokenizer = model.tokenizer
+    text, tokens = (
+        model.generate(prompts, max_tokens=5)[0] for prompts in (["ab"], [[tokenizer.bos, *tokenizer.encode("ab")]])
+    )
+    assert text == tokens
+    assert model.generate([[5, 6]], max_tokens=5)[0].tokens != text.tokens
+
+
+def test_generate_is_repeatable_and_its_prompts_independent() -> None:
+    model = language_model()
+    first = model.generate(["a", "a"], max_tokens=12, temperature=1.0, seed=4)
+    assert first == model.generate(["a", "a"], max_tokens=12, temperature=1.0, seed=4)
+    assert first[0].tokens != first[1].tokens
+
+
+def test_a_base_model_without_a_template_continues_text_but_does_not_chat() -> None:
+    model = LanguageModel(tiny_llama(), ChatFormat(byte_tokenizer(), NO_TEMPLATE))
+    assert len(model.generate(["ab"], max_tokens=3)[0].tokens) == 3
+    with pytest.raises(ValueError, match="no chat template"):
+        model.chat(HELLO)
+
+
+def test_bad_input() -> None:
+    model = language_model()
+    with pytest.raises(ValueError, match="give a list"):
+        model.generate("ab")
+    with pytest.raises(ValueError, match="the role is 'robot'"):
+        model.chat([{"role": "robot", "content": "hi"}])
+    with pytest.raises(ValueError, match="assistant's own turn"):
+        model.chat([*HELLO, {"role": "assistant", "content": "yes"}])
+    with pytest.raises(ValueError, match="temperature is -1"):
+        model.chat(HELLO, temperature=-1)
+    # Errors of a stream come at the call, not at its first piece.
+    with pytest.raises(ValueError, match=r"the conversation has \d+ tokens and the model's context is 64"):
+        model.stream([{"role": "user", "content": "x" * 100}])

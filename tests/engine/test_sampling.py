@@ -1,0 +1,105 @@
+import math
+
+import pytest
+import torch
+
+from chatloom.engine.sampling import sample
+
+# Three tokens with probabilities 0.5, 0.2, 0.3: the cumulative distribution is 0.5, 0.7, 1.
+PROBABILITIES = torch.tensor([[0.5, 0.2, 0.3]])
+LOGITS = PROBABILITIES.log() + 4.0
+
+
+@pytest.mark.parametrize(("uniform", "token"), [(0.0, 0), (0.49, 0), (0.51, 1), (0.69, 1), (0.71, 2), (1 - 2**-24, 2)])
+def test_inverse_of_the_cumulative_distribution(uniform: float, token: int) -> None:
+    tokens, logprobs = sample(LOGITS, torch.tensor([uniform]))
+    assert tokens.tolist() == [token]
+    assert logprobs.item() == pytest.approx(PROBABILITIES[0, token].log().item(), abs=1e-6)
+
+
+def test_greedy_takes_the_likeliest_with_its_plain_log_probability() -> None:
+    tokens, logprobs = sample(LOGITS, None, temperature=0.0)
+    assert tokens.tolist() == [0]
+    assert logprobs.item() == pytest.approx(math.log(0.5), abs=1e-6)
+
+
+def test_temperature_divides_the_logits() -> None:
+    # At temperature 1/2 the weights are squared: 0.25, 0.04, 0.09, of 0.38.
+    tokens, logprobs = sample(LOGITS, torch.tensor([0.70]), temperature=0.5)
+    assert tokens.tolist() == [1]
+    assert logprobs.item() == pytest.approx(math.log(0.04 / 0.38), abs=1e-5)
+
+
+def test_top_k_renormalises_the_draw_but_not_the_log_probability() -> None:
+    # Two tokens stay, 0 (0.5) and 2 (0.3): the border is at 0.5 / 0.8 = 0.625.
+    tokens, logprobs = sample(LOGITS.repeat(2, 1), torch.tensor([0.62, 0.63]), top_k=2)
+    assert tokens.tolist() == [0, 2]
+    assert logprobs.tolist() == pytest.approx([math.log(0.5), math.log(0.3)], abs=1e-6)
+
+
+@pytest.mark.parametrize(("top_p", "kept"), [(0.4, {0}), (0.6, {0, 2}), (0.9, {0, 1, 2}), (1.0, {0, 1, 2})])
+def test_top_p_keeps_the_fewest_that_reach_it(top_p: float, kept: set[int]) -> None:
+    uniforms = torch.linspace(0, 1 - 1e-6, 101)
+    tokens, _ = sample(LOGITS.expand(101, 3), uniforms, top_p=top_p)
+    assert set(tokens.tolist()) == kept
+
+
+def test_top_p_is_a_share_of_what_top_k_left() -> None:
+    # Of 0.5 and 0.3, token 0 alone is 0.625 of the weight.
+    uniforms = torch.linspace(0, 1 - 1e-6, 101)
+    assert set(sample(LOGITS.expand(101, 3), uniforms, top_k=2, top_p=0.6)[0].tolist()) == {0}
+    assert set(sample(LOGITS.expand(101, 3), uniforms, top_k=2, top_p=0.7)[0].tolist()) == {0, 2}
+
+
+def test_rows_with_settings_of_their_own_do_as_they_would_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, uniforms = torch.randn(6, 50, generator=generator), torch.rand(6, generator=generator)
+    settings = [(0.0, 50, 1.0), (1.0, 50, 1.0), (0.7, 3, 1.0), (1.3, 50, 0.5), (0.9, 10, 0.8), (1.0, 1, 1.0)]
+    together = sample(
+        logits,
+        uniforms,
+        temperature=torch.tensor([setting[0] for setting in settings]),
+        top_k=torch.tensor([setting[1] for setting in settings]),
+        top_p=torch.tensor([setting[2] for setting in settings]),
+    )
+    for row, (temperature, top_k, top_p) in enumerate(settings):
+        alone = sample(
+            logits[row : row + 1],
+            uniforms[row : row + 1],
+            temperature=temperature,
+            top_k=None if top_k == 50 else top_k,
+            top_p=None if top_p == 1 else top_p,
+        )
+        assert together[0][row] == alone[0][0], settings[row]
+        torch.testing.assert_close(together[1][row], alone[1][0])
+
+
+def test_never_a_token_of_no_probability() -> None:
+    logits = torch.full((3, 5), -math.inf)
+    logits[:, 2] = 0.0
+    tokens, logprobs = sample(logits, torch.tensor([0.0, 0.5, 1 - 2**-24]))
+    assert tokens.tolist() == [2, 2, 2]
+    assert logprobs.tolist() == [0, 0, 0]
+
+
+def test_frequencies_are_the_probabilities() -> None:
+    count = 40_000
+    uniforms = torch.rand(count, generator=torch.Generator().manual_seed(1))
+    tokens, _ = sample(LOGITS.expand(count, 3), uniforms)
+    frequencies = torch.bincount(tokens, minlength=3) / count
+    # Four standard errors of a share of 0.5.
+    torch.testing.assert_close(frequencies, PROBABILITIES[0], atol=0.01, rtol=0)
+
+
+def test_the_log_probability_is_log_softmax() -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits, uniforms = 5 * torch.randn(64, 1536, generator=generator), torch.rand(64, generator=generator)
+    tokens, logprobs = sample(logits, uniforms, temperature=1.7, top_k=20, top_p=0.9)
+    expected = (logits / 1.7).log_softmax(dim=1).gather(1, tokens[:, None])[:, 0]
+    torch.testing.assert_close(logprobs, expected, atol=2e-6, rtol=1e-6)
+
+
+def test_half_precision_logits_are_sampled_in_fp32() -> None:
+    tokens, logprobs = sample(LOGITS.bfloat16(), torch.tensor([0.6]))
+    assert logprobs.dtype == torch.float32
+    assert tokens.tolist() == [1]
