@@ -312,5 +312,5 @@ def load_state(folder: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def latest_checkpoint(run_folder: Path | str) -> Path | None:
     """The newest `checkpoints/step_000100` of a run, or None. A folder of that name is always whole."""
-    steps = sorted((Path(run_folder) / "checkpoints").glob("step_*"))
-    return steps[-1] if steps else None
+    folders = (Path(run_folder) / "checkpoints").glob("step_*")
+    return max(folders, key=lambda folder: int(folder.name.removeprefix("step_")), default=None)

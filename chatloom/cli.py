@@ -4,6 +4,7 @@ A verb's module is imported only when it is asked for, so `chatloom --help` answ
 one sentence on the error stream and exit status 2; Ctrl-C is 130, and the same command goes on where it stopped.
 """
 
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verb not in VERBS:
             raise ValueError(f"there is no command {verb!r}{nearest(verb, VERBS)}")
         module = importlib.import_module(VERBS[verb][0])
+        if verb in ("chat",) and options and not options[0].startswith("-"):
+            options = ["--model", *options]  # `chatloom chat REF`
         config = parse(verb, module.Config, options)
         with runtime.distributed():
             module.run(config)
@@ -51,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain("stopped; give the same command again to go on where it stopped")
         return 130
     except (ValueError, OSError) as error:
-        _complain(str(error))
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        advice = "; free some space and give the same command again: it goes on where it stopped" if full else ""
+        _complain(f"{error}{advice}")
         return 2
     return 0
 

@@ -10,6 +10,7 @@ Three things to know:
 import random
 from collections.abc import Callable, Iterator
 
+from chatloom.data.miniature_errands import errands, lessons
 from chatloom.data.miniature_phrases import (
     COMPOUNDS,
     PLACE_COMPOUNDS,
@@ -33,6 +34,7 @@ from chatloom.data.miniature_stories import (
     THING_ENDS,
     THING_MIDDLES,
     VERSES,
+    in_order,
     listed,
     story,
 )
@@ -73,7 +75,7 @@ MIN_WORDS = 50
 
 
 def documents(seed: int, count: int | None = None) -> Iterator[str]:
-    """Yield documents of 50 to 150 words; without `count` there is no end."""
+    """Yield documents of 50 to 160 words; without `count` there is no end."""
     source = random.Random(f"documents|{seed}")
     writers = [writer for writer, _ in GENRES.values()]
     weights = [weight for _, weight in GENRES.values()]
@@ -209,7 +211,7 @@ def _interview(source: random.Random) -> str:
 def _question_page(source: random.Random) -> str:
     lines: list[str] = []
     while len(lines) < 5:
-        relation = source.choice((*PERSON_RELATIONS, *PERSON_RELATIONS, *RELATIONS))
+        relation = source.choice((*PERSON_RELATIONS, *RELATIONS))
         subject = source.choice(list(world().facts[relation]))
         phrasing = source.choice(questions(relation))
         if split_of(question_key(relation, subject, phrasing)) == "train":
@@ -263,7 +265,7 @@ def _list_page(source: random.Random) -> str:
     """Lists and the kinds of things, so that a model knows what is a food and what a tool."""
     sentences = []
     for kind in source.sample(["colour", "food", "day", "animal", "object", "job", "tool", "place", "season"], 3):
-        members = source.sample(KINDS[kind], min(len(KINDS[kind]), source.randint(2, 4)))
+        members = in_order(source.sample(KINDS[kind], min(len(KINDS[kind]), source.randint(2, 4))), KINDS[kind])
         plural = {"day": "days", "job": "jobs"}.get(kind, f"{kind}s")
         count = {1: "one", 2: "two", 3: "three", 4: "four"}[len(members)]
         article = "the " if kind in ("animal", "object", "job", "tool") else ""
@@ -271,6 +273,8 @@ def _list_page(source: random.Random) -> str:
         one = source.choice(members)
         noun = f"an {kind}" if kind[0] in "ao" else f"a {kind}"
         sentences.append(f"A {one} is {noun}." if article else f"{one[0].upper()}{one[1:]} is {noun}.")
+    pair = source.choice(list(OPPOSITES.items()))
+    sentences.append(f"The opposite of {pair[0]} is {pair[1]}. The opposite of {pair[1]} is {pair[0]}.")
     return " ".join(sentences)
 
 
@@ -335,19 +339,21 @@ def _report(source: random.Random) -> str:
 
 # Genre: (writer, weight).
 GENRES: dict[str, tuple[Callable[[random.Random], str], float]] = {
-    "profile": (_profile, 18),
-    "place": (_place_page, 12),
-    "residents": (_residents, 5),
-    "letter": (_letter, 9),
-    "diary": (_diary, 7),
-    "news": (_news, 7),
-    "interview": (_interview, 7),
-    "questions": (_question_page, 5),
-    "nature": (_nature_page, 8),
-    "causes": (_causes_page, 3),
-    "lists": (_list_page, 3),
-    "story": (_story_page, 5),
-    "song": (_song, 2),
-    "how_to": (_how_to, 4),
-    "report": (_report, 5),
+    "profile": (_profile, 12),
+    "place": (_place_page, 8),
+    "residents": (_residents, 3),
+    "letter": (_letter, 3),
+    "diary": (_diary, 3),
+    "news": (_news, 4),
+    "interview": (_interview, 3),
+    "questions": (_question_page, 7),
+    "nature": (_nature_page, 7),
+    "causes": (_causes_page, 4),
+    "lists": (_list_page, 2),
+    "story": (_story_page, 2),
+    "song": (_song, 1),
+    "how_to": (_how_to, 2),
+    "report": (_report, 3),
+    "errands": (errands, 26),
+    "lessons": (lessons, 10),
 }

@@ -6,6 +6,7 @@ Slots: {a} and {b} people, {p} a place, {o} an object, {d} a day.
 """
 
 import random
+from collections.abc import Sequence
 
 # Stories about two people at a place: begin, go on, end. A story of one sentence is a WHOLE.
 STORY_BEGINS = (
@@ -111,6 +112,11 @@ def story(source: random.Random, num_sentences: int, **slots: str) -> str:
         parts.append(source.choice(THING_MIDDLES if thing else STORY_MIDDLES))
     parts.append(source.choice(THING_ENDS if thing else STORY_ENDS))
     return " ".join(parts).format(**slots)
+
+
+def in_order(items: Sequence[str], members: Sequence[str]) -> list[str]:
+    """Items in the order in which everybody lists their kind, so that a list that goes on never comes back."""
+    return sorted(items, key=list(members).index)
 
 
 def listed(items: list[str], *, last: str = "and") -> str:

@@ -195,6 +195,7 @@ def _span(estimate: Estimate) -> str:
 def _cells(stage: StageResult) -> tuple[Cell, ...]:
     return (
         _share_cell("Follows", stage.follows),
+        _share_cell("Follows, sampled", stage.follows_sampled),
         _number_cell("Gold score", stage.gold, 2),
         _share_cell("Wins against SFT", stage.win_rate),
         _number_cell("Bits per byte", stage.bits_per_byte, 3),

@@ -35,15 +35,16 @@ class StageResult:
 
     name: str  # BASE, SFT, "best_of_4", PPO, PPO_PTX or any other name
     label: str  # what a reader calls it: "Base, few-shot"
-    follows: Estimate | None = None  # share of instructions followed, by the checker
-    gold: Estimate | None = None  # mean gold score
+    follows: Estimate | None = None  # share of instructions followed by greedy answers, by the checker
+    follows_sampled: Estimate | None = None  # the same of answers sampled at the evaluation's temperature
+    gold: Estimate | None = None  # mean gold score, as everything below of sampled answers
     win_rate: Estimate | None = None  # against SFT by gold score; None for SFT itself
     bits_per_byte: Estimate | None = None  # on held-out documents; None for best-of-n
     bits_per_byte_rise: Estimate | None = None  # minus SFT's, paired by document
     stop_rate: Estimate | None = None  # share of answers that end by themselves
     kl_nats: Estimate | None = None  # mean KL from SFT of a whole answer
     response_tokens: Estimate | None = None  # mean length of an answer
-    categories: tuple[CategoryResult, ...] = ()
+    categories: tuple[CategoryResult, ...] = ()  # of greedy answers, where there are any
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class RewardModel(nn.Module):
         """
         hidden = self.trunk.hidden(tokens, documents=documents)
         last = hidden[ends[:, 0], ends[:, 1]]  # (N, C)
-        return nn.functional.linear(last.float(), self.score_head.weight.float()).squeeze(-1)
+        return _project(last, self.score_head)
 
     def forward(self, tokens: Tensor, *, documents: Tensor | None = None, ends: Tensor) -> Tensor:
         """Normalised scores (N,); see `raw_scores`."""
@@ -65,5 +65,11 @@ class ValueModel(nn.Module):
 
     def forward(self, tokens: Tensor, *, documents: Tensor | None = None) -> Tensor:
         """Values (B, T) float32 of `tokens` (B, T)."""
-        hidden = self.trunk.hidden(tokens, documents=documents).float()
-        return nn.functional.linear(hidden, self.value_head.weight.float(), self.value_head.bias.float()).squeeze(-1)
+        return _project(self.trunk.hidden(tokens, documents=documents), self.value_head)
+
+
+def _project(hidden: Tensor, head: nn.Linear) -> Tensor:
+    """(..., C) -> (...) in fp32 even under autocast: three digits are too few for a score."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        bias = None if head.bias is None else head.bias.float()
+        return nn.functional.linear(hidden.float(), head.weight.float(), bias).squeeze(-1)

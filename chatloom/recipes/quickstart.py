@@ -7,6 +7,7 @@ long a stage runs, so the same seed gives the same weights on the same machine, 
 """
 
 import json
+import shlex
 import time
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
@@ -39,13 +40,17 @@ class Config:
     # Of everything that is random.
     seed: int = 0
     # One dial for the amount of work: about this long on two cores.
-    minutes: float = 5.0
+    minutes: float = _MINUTES
     # A run of seconds that exercises everything and learns little; for tests.
     tiny: bool = False
 
     def __post_init__(self) -> None:
         if not 0.5 <= self.minutes <= 1000:
             raise ValueError(f"minutes is {self.minutes}; it must be from 0.5 to 1000")
+        if self.tiny and self.minutes != _MINUTES:
+            raise ValueError("minutes would be ignored: tiny has a size of its own; leave one of them out")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -53,12 +58,12 @@ class Amounts:
     """How much of everything; `Config.minutes` scales it."""
 
     documents: int = 30_000
-    pretrain_steps: int = 190
-    demonstrations: int = 14_000
+    pretrain_steps: int = 400
+    demonstrations: int = 40_000
     sft_epochs: int = 1
     ranked_prompts: int = 1_600
     ppo_prompts: int = 4_000
-    ppo_iterations: int = 20
+    ppo_iterations: int = 12
     episodes: int = 256
     evaluated: int = 400
     vocab_size: int = 1536
@@ -119,13 +124,16 @@ def stages(config: Config) -> dict[str, tuple[Any, Any]]:
             episodes_per_iteration=size.episodes,
             epochs_per_batch=1,
             minibatches=4,
-            actor_learning_rate=3e-4,
-            critic_learning_rate=5e-4,
+            actor_learning_rate=1.5e-4,
+            critic_learning_rate=1e-3,
+            whiten_rewards=False,
+            clip_value=None,
+            value_head_init="reward_model",
             anneal_learning_rate=True,
             warmup_iterations=1,
-            kl_coefficient=0.05,
+            kl_coefficient=0.02,
             actor_ema_decay=None,
-            ptx_coefficient=1.0,
+            ptx_coefficient=0.1,
             ptx_rows=8,
         ),
         train=replace(training.BASE, dtype="bf16", seed=seed, row_length=128, save_every_steps=5),
@@ -156,7 +164,7 @@ def stages(config: Config) -> dict[str, tuple[Any, Any]]:
                     schedule="warmdown",
                     warmup_steps=5,
                     final_learning_rate_ratio=0.0,
-                    batch_rows=64,
+                    batch_rows=32,
                 ),
             ),
         ),
@@ -166,13 +174,14 @@ def stages(config: Config) -> dict[str, tuple[Any, Any]]:
                 model=folder["base"],
                 data=data["demonstrations"],
                 output_dir=folder["sft"],
+                pretraining_data=data["corpus"],
                 epochs=size.sft_epochs,
                 train=TrainConfig(
                     **muon,
                     learning_rate=2e-3,
-                    muon_learning_rate=0.01,
+                    muon_learning_rate=0.015,
                     schedule="linear",
-                    warmup_steps=2,
+                    warmup_steps=10,
                     final_learning_rate_ratio=0.0,
                     batch_rows=32,
                 ),
@@ -241,15 +250,20 @@ def _claim(root: Path, config: Config) -> None:
     """Take the folder, or refuse it if another quickstart has it."""
     mine = {name: value for name, value in configuration.to_dict(config).items() if name != "output_dir"}
     path = root / "quickstart.json"
+    if root.exists() and not root.is_dir():
+        raise ValueError(f"--output-dir {root} is a file; name a new folder")
     if path.exists():
-        theirs = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            theirs = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not readable ({error}); delete the folder to start again") from error
         if theirs != mine:
             raise ValueError(
                 f"{root} belongs to a quickstart with other options ({theirs}, now {mine}); "
                 "give those, name another --output-dir, or delete the folder"
             )
-    elif root.exists() and any(root.iterdir()):
-        raise ValueError(f"{root} is not empty and holds no quickstart; name another --output-dir")
+    elif root.exists() and any(not entry.name.startswith(".") for entry in root.iterdir()):
+        raise ValueError(f"--output-dir {root} is not empty and holds no quickstart; name another --output-dir")
     runtime.write_atomically(path, json.dumps(mine, indent=2) + "\n")
 
 
@@ -275,7 +289,7 @@ def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 def command(verb: str, config: Any) -> str:
     """The command line that runs a stage with this config: the options that differ from the defaults."""
-    return " ".join(["chatloom", verb, *_options(config)])
+    return shlex.join(["chatloom", verb, *_options(config)])
 
 
 def _options(config: Any, default: Any = None) -> list[str]:
@@ -313,5 +327,7 @@ def _show(found: schema.Results, root: Path, seconds: float) -> None:
         labels = {stage.name: stage.label for stage in found.stages}
         for answer in sample.answers:
             console.print(f"  [dim]{labels[answer.stage]:>14}[/]  {escape(answer.text)}", highlight=False)
-    console.print(f"\n{seconds:.0f} s. The report: {root / 'report.html'}", highlight=False, soft_wrap=True)
-    console.print(f"Talk to it: [bold]chatloom chat {root / 'ppo'}[/]", highlight=False, soft_wrap=True)
+    report = escape(str(root / "report.html"))
+    console.print(f"\n{seconds:.0f} s. The report: {report}", highlight=False, soft_wrap=True)
+    talk = shlex.join(["chatloom", "chat", str(root / "ppo")])
+    console.print(f"Talk to it: [bold]{escape(talk)}[/]", highlight=False, soft_wrap=True)

@@ -47,6 +47,7 @@ class PPOConfig:
     """Everything that PPO and PPO-ptx can be told. See the module docstring for "detail"."""
 
     # --- how much -------------------------------------------------------------------------------------------------
+
     # Rounds of rollout and learning. InstructGPT: 256k episodes in all, 512 an iteration.
     iterations: int = 100
     # Episodes (prompt and response) an iteration, over all ranks.
@@ -65,6 +66,7 @@ class PPOConfig:
     critic_only_iterations: int = 0
 
     # --- rollouts -------------------------------------------------------------------------------------------------
+
     # Detail 1: critic and reward model read the prompt and the response. Off, they see the response alone (the
     # critic from the prompt's last token on): for measuring how much reading the prompt matters.
     read_prompt: bool = True
@@ -88,6 +90,7 @@ class PPOConfig:
     importance_cap: float | None = None
 
     # --- rewards --------------------------------------------------------------------------------------------------
+
     # Detail 6: the score lands on the response's last token, where the reward model read it. "spread" gives every
     # token an equal part, for comparison.
     score_placement: ScorePlacement = "last"
@@ -111,16 +114,18 @@ class PPOConfig:
     whiten_rewards: bool = True
 
     # --- advantages -----------------------------------------------------------------------------------------------
+
     # Detail 13: no discount. An answer is short and only its end is judged.
     gamma: float = 1.0
     # Generalised advantage estimation (Schulman et al. 2015): 1 is all return, 0 all critic.
-    lambda_: float = 0.95
+    gae_lambda: float = 0.95
     # ... and advantages, mean shifted to 0. Both with the population's variance.
     whiten_advantages: bool = True
     # Detail 15: over which episodes the two are whitened, all ranks together.
     whiten_scope: WhitenScope = "minibatch"
 
     # --- losses ---------------------------------------------------------------------------------------------------
+
     # The ratio is clipped to [1 - clip, 1 + clip]: a sample stops pulling once its probability moved this far.
     clip: float = 0.2
     # Upper clip of its own (DAPO 0.28); None is `clip`.
@@ -142,6 +147,7 @@ class PPOConfig:
     ptx_rows: int = 16
 
     # --- the KL penalty's coefficient -----------------------------------------------------------------------------
+
     # Detail 17: "adaptive" steers KL to a target (Ziegler et al., section 2.2); InstructGPT keeps beta fixed.
     kl_controller: KLControllerName = "fixed"
     # beta, or where it starts. None: 0.02 fixed (InstructGPT: best between 0.01 and 0.02), 0.15 adaptive.
@@ -152,6 +158,7 @@ class PPOConfig:
     kl_horizon: int | None = None
 
     # --- optimisers -----------------------------------------------------------------------------------------------
+
     # InstructGPT: 8.05e-6 to 1.6e-5 for billions of parameters; a model of a million takes about a hundred times that.
     actor_learning_rate: float = 9.65e-6
     # InstructGPT: 9e-6.
@@ -184,7 +191,7 @@ class PPOConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} is {value}; it must be above 0")
-        for name in ("gamma", "lambda_", "warmup_from", "rollout_top_p", "actor_ema_decay"):
+        for name in ("gamma", "gae_lambda", "warmup_from", "rollout_top_p", "actor_ema_decay"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} is {value}; it must be from 0 to 1")

@@ -89,7 +89,7 @@ def advantages_and_returns(config: PPOConfig, rewards: Tensor, values: Tensor, m
     """
     if config.whiten_rewards:
         rewards = whiten(rewards, mask, shift_mean=False, reduce=total_of_ranks)
-    advantages = gae(rewards, values, mask, gamma=config.gamma, lambda_=config.lambda_)
+    advantages = gae(rewards, values, mask, gamma=config.gamma, lambda_=config.gae_lambda)
     returns = (advantages + values) * mask
     if config.whiten_advantages:
         advantages = whiten(advantages, mask, shift_mean=True, reduce=total_of_ranks)

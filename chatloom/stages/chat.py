@@ -243,6 +243,8 @@ def _talk(session: ChatSession, console: Console, ref: str, model: LanguageModel
         try:
             line = input(_prompt(console))
             interrupted = False
+            if not _show(session.handle(line), console):
+                return
         except EOFError:
             _write(console, "\n")
             return
@@ -252,9 +254,6 @@ def _talk(session: ChatSession, console: Console, ref: str, model: LanguageModel
                 return
             interrupted = True
             _write(console, "(Ctrl-C again or Ctrl-D leaves)\n", "dim")
-            continue
-        if not _show(session.handle(line), console):
-            return
 
 
 def _show(events: Generator[Event, None, None], console: Console) -> bool:

@@ -2,10 +2,13 @@
 
 Everything is judged by the task's gold score, without noise: the share of instructions followed, wins against the
 fine-tuned model on the same prompts, best-of-n by the reward model, KL from the fine-tuned model, and bits per byte
-on held-out documents (what alignment costs elsewhere). The base model, which never saw a chat, is asked with worked
-examples (Brown et al. 2020). Every figure comes with its 95 % interval.
+on held-out documents (what alignment costs elsewhere). Whether instructions are followed is asked of greedy answers;
+wins, gold score and KL are of answers sampled from the distribution that the models learned and PPO changes. The base
+model, which never saw a chat, is asked with worked examples (Brown et al. 2020). Every figure comes with its 95 %
+interval.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +33,7 @@ from chatloom.rl.rollout import fitting_row_length, pack_episodes
 from chatloom.stages.lineage import lineage_of, resources_of
 from chatloom.stages.run import Run, open_run, read_manifest
 from chatloom.tasks import Example, Grade, Labeler, get_task
+from chatloom.tokenizers.bpe import Tokenizer
 from chatloom.train.metrics import read_metrics
 from chatloom.train.progress import progress
 
@@ -62,13 +66,23 @@ class Config:
     best_of: int = 4
     num_shots: int = 4
     max_tokens: int = 64
-    # Of all answers; 1 is the distribution that the models learned and that KL is measured on.
+    # Of the sampled answers; 1 is the distribution that the models learned and that KL is measured on.
     temperature: float = 1.0
     # The simulated labelers' noise, for the reward model's accuracy on noisy labels. None: as the rank run measured.
     labeler_noise: float | None = None
     dtype: str = "fp32"
     title: str = "From raw text to an aligned assistant"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_prompts", 1), ("num_documents", 1), ("num_shots", 0), ("max_tokens", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.reward is not None and self.best_of < 2:
+            raise ValueError(f"best_of is {self.best_of}; the reward model chooses among at least 2")
+        if self.temperature < 0 or (self.temperature == 0 and self.reward is not None):
+            raise ValueError(f"temperature is {self.temperature}; it must be above 0, so that samples differ")
+        runtime.pick_dtype(self.dtype)
 
 
 @dataclass
@@ -83,6 +97,10 @@ class _Evaluation:
     sft_likelihood: likelihood.Likelihood
     answers: dict[str, list[Answer]]
     grades: dict[str, list[Grade]]
+
+    @property
+    def greedy(self) -> SamplingParams:
+        return SamplingParams(max_tokens=self.config.max_tokens)
 
     @property
     def sampling(self) -> SamplingParams:
@@ -105,6 +123,7 @@ def run(config: Config) -> results.Results:
     examples = task.examples("test", config.num_prompts, seed=config.seed)
     texts = _held_out_texts(config)
     sft = checkpoint.load_pretrained(config.model, dtype="fp32", device=runtime.pick_device())
+    _check_tokenizers(config, sft)
     measured = _likelihood(sft.model, sft, texts, config)
     evaluation = _Evaluation(config, stage, examples, texts, sft, measured, {}, {})
     rows: list[results.StageResult] = []
@@ -135,8 +154,8 @@ def run(config: Config) -> results.Results:
     found = results.Results(
         title=config.title,
         stages=tuple(rows),
-        description=f"{len(examples)} held-out prompts of the {config.task} task, answers sampled at temperature "
-        f"{config.temperature:g}; every figure with its 95 % interval.",
+        description=f"{len(examples)} held-out prompts of the {config.task} task. Follows: greedy answers; "
+        f"everything else: answers sampled at temperature {config.temperature:g}. With 95 % intervals.",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seed=config.seed,
         num_prompts=len(examples),
@@ -147,13 +166,23 @@ def run(config: Config) -> results.Results:
         diagnostics=_diagnostics(evaluation, rows),
         lineage=lineage_of(behind),
         resources=resources_of(behind),
-        chat_command=f"chatloom chat {config.ppo_ptx or config.ppo or config.model}",
+        chat_command=shlex.join(["chatloom", "chat", config.ppo_ptx or config.ppo or config.model]),
         config={name: (read_manifest(folder) or {}).get("config", {}) for name, folder in behind.items()},
     )
     metrics = {name: folder for name, folder in behind.items() if (folder / "metrics.jsonl").exists()}
     page = write_report(found, stage.folder, runs=metrics)
     stage.finish(report=str(page))
     return found
+
+
+def _check_tokenizers(config: Config, sft: checkpoint.Pretrained) -> None:
+    """ValueError unless the aligned models have SFT's vocabulary: KL is between distributions over one."""
+    for name, folder in (("ppo", config.ppo), ("ppo_ptx", config.ppo_ptx)):
+        if folder is not None and Tokenizer.load(folder).digest() != sft.tokenizer.digest():
+            raise ValueError(
+                f"--{name.replace('_', '-')} {folder} and --model {config.model} have different tokenizers, so there "
+                "is no KL between them; give the model that it was aligned from"
+            )
 
 
 def folders(config: Config) -> dict[str, Path]:
@@ -194,31 +223,37 @@ def _engine(opened: checkpoint.Pretrained, config: Config) -> Engine:
 def _base(evaluation: _Evaluation, opened: checkpoint.Pretrained) -> results.StageResult:
     config = evaluation.config
     pool = get_task(config.task).examples("train", 400, seed=config.seed)
-    answers = generation.answer_few_shot(
-        _engine(opened, config),
-        tokenizer=opened.tokenizer,
-        pool=pool,
-        examples=evaluation.examples,
-        sampling=evaluation.sampling,
-        context_length=opened.model.config.context_length,
-        num_shots=config.num_shots,
-        seed=config.seed,
+    greedy, sampled = (
+        generation.answer_few_shot(
+            _engine(opened, config),
+            tokenizer=opened.tokenizer,
+            pool=pool,
+            examples=evaluation.examples,
+            sampling=sampling,
+            context_length=opened.model.config.context_length,
+            num_shots=config.num_shots,
+            seed=config.seed,
+        )
+        for sampling in (evaluation.greedy, evaluation.sampling)
     )
     measured = _likelihood(opened.model, opened, evaluation.texts, config)
-    return _row(evaluation, results.BASE, "Base, few-shot", answers, measured, kl=None)
+    return _row(evaluation, results.BASE, "Base, few-shot", sampled, greedy=greedy, measured=measured)
 
 
 def _chat_model(
     evaluation: _Evaluation, name: str, label: str, opened: checkpoint.Pretrained, measured: likelihood.Likelihood
 ) -> results.StageResult:
-    answers = generation.answer(
-        _engine(opened, evaluation.config),
-        chat_format=opened.chat,
-        examples=evaluation.examples,
-        sampling=evaluation.sampling,
+    greedy, sampled = (
+        generation.answer(
+            _engine(opened, evaluation.config),
+            chat_format=opened.chat,
+            examples=evaluation.examples,
+            sampling=sampling,
+        )
+        for sampling in (evaluation.greedy, evaluation.sampling)
     )
-    kl = None if name == results.SFT else _kl_from_sft(evaluation, opened.model, answers)
-    return _row(evaluation, name, label, answers, measured, kl=kl)
+    kl = None if name == results.SFT else _kl_from_sft(evaluation, opened.model, sampled)
+    return _row(evaluation, name, label, sampled, greedy=greedy, measured=measured, kl=kl)
 
 
 def _kl_from_sft(evaluation: _Evaluation, model: Decoder, answers: Sequence[Answer]) -> Estimate:
@@ -237,35 +272,42 @@ def _row(
     evaluation: _Evaluation,
     name: str,
     label: str,
-    answers: list[Answer],
-    measured: likelihood.Likelihood | None,
+    sampled: list[Answer],
     *,
-    kl: Estimate | None,
+    greedy: list[Answer] | None = None,
+    measured: likelihood.Likelihood | None = None,
+    kl: Estimate | None = None,
 ) -> results.StageResult:
-    grades = generation.grade(get_task(evaluation.config.task), examples=evaluation.examples, answers=answers)
-    evaluation.answers[name], evaluation.grades[name] = answers, grades
-    summary = generation.summarise(examples=evaluation.examples, answers=answers, grades=grades)
+    """Grade a model's answers; wins are against SFT's answers to the same prompts, sampled alike."""
+    grades, summary = _graded(evaluation, sampled)
+    evaluation.answers[name], evaluation.grades[name] = sampled, grades
+    followed = summary if greedy is None else _graded(evaluation, greedy)[1]
     win_rate = None
     if name != results.SFT and results.SFT in evaluation.grades:
         scores = [[grade.score for grade in evaluation.grades[each]] for each in (name, results.SFT)]
         win_rate = judge.compare(scores[0], scores[1]).win_rate
+    has_rise = measured is not None and name not in (results.SFT, results.BASE)
     return results.StageResult(
         name=name,
         label=label,
-        follows=summary.follows,
+        follows=None if greedy is None else followed.follows,
+        follows_sampled=summary.follows,
         gold=summary.gold,
         win_rate=win_rate,
         bits_per_byte=None if measured is None else measured.bits_per_byte(),
         bits_per_byte_rise=(
-            None
-            if measured is None or name in (results.SFT, results.BASE)
-            else likelihood.rise(measured, evaluation.sft_likelihood)
+            likelihood.rise(measured, evaluation.sft_likelihood) if measured is not None and has_rise else None
         ),
         stop_rate=summary.stop_rate,
         kl_nats=kl,
         response_tokens=summary.response_tokens,
-        categories=summary.categories,
+        categories=followed.categories,
     )
+
+
+def _graded(evaluation: _Evaluation, answers: list[Answer]) -> tuple[list[Grade], generation.Summary]:
+    grades = generation.grade(get_task(evaluation.config.task), examples=evaluation.examples, answers=answers)
+    return grades, generation.summarise(examples=evaluation.examples, answers=answers, grades=grades)
 
 
 # --- the reward model -----------------------------------------------------------------------------------------
@@ -308,7 +350,7 @@ def _reward(
         )
         chosen = [answers[index] for index in picks]
     name = f"{results.BEST_OF_N}{config.best_of}"
-    row = _row(evaluation, name, f"Best of {config.best_of}", chosen, None, kl=None)
+    row = _row(evaluation, name, f"Best of {config.best_of}", chosen)
     found = results.RewardResult(
         gold_accuracy=judge.pairwise_accuracy(proxy, gold, groups),
         calibration=judge.calibration(proxy, gold, groups),

@@ -1,6 +1,7 @@
 """What the offline stages share: the loader's options, a held-out loss, and training with a bar and saves."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any, TypeVar
 
 import torch
@@ -11,12 +12,15 @@ from chatloom.chat.render import ChatFormat
 from chatloom.data.sources import Loaded
 from chatloom.objectives import Batch, Objective
 from chatloom.stages.run import Run
+from chatloom.tokenizers.bpe import Tokenizer
 from chatloom.train.callbacks import Evaluate, ProgressBar
+from chatloom.train.metrics import read_metrics
 from chatloom.train.train_config import TrainConfig
 from chatloom.train.trainer import Trainer
 
 T = TypeVar("T")
 _MOST_HELD_OUT = 500
+_DOCUMENTS_AT_ONCE = 1_000
 
 
 def loader_options(train: TrainConfig, chat: ChatFormat, context_length: int) -> dict[str, Any]:
@@ -33,6 +37,15 @@ def loader_options(train: TrainConfig, chat: ChatFormat, context_length: int) ->
         "rank": runtime.rank(),
         "world_size": runtime.world_size(),
     }
+
+
+def encoded_documents(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
+    """Documents as tokens, begin-of-text first and end-of-text last where the tokenizer has them."""
+    begin = [] if tokenizer.bos_token is None else [tokenizer.bos]
+    end = [] if tokenizer.eos_token is None else [tokenizer.eos]
+    while batch := list(islice(texts, _DOCUMENTS_AT_ONCE)):
+        for tokens in tokenizer.encode_batch(batch):
+            yield [*begin, *tokens, *end]
 
 
 def split_off(items: Loaded[T], *, one_in: int) -> tuple[Loaded[T], list[T]]:
@@ -94,9 +107,9 @@ def fit(
     trainer = Trainer(model, objective, train, total_steps=total_steps, run_folder=stage.folder, callbacks=callbacks)
     if trainer.resume():
         stage.say(f"going on from step {trainer.step_index} of {total_steps}")
-    last = trainer.run(loader)
+    last = trainer.run(loader) or read_metrics(stage.folder / "metrics.jsonl")[-1]  # a kill came after the last step
     if trainer.ema is not None:
         trainer.ema.copy_to_model()
     if not found and evaluate is not None:
         found.update(evaluate())
-    return {"loss": last.get("loss", float("nan")), **found}
+    return {"loss": last["loss"], **found}

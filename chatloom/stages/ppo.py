@@ -26,13 +26,35 @@ from chatloom.rl import training
 from chatloom.rl.config import PPOConfig
 from chatloom.rl.loop import PPO
 from chatloom.rl.rewards import RewardModelReward, TaskReward, critic_from
-from chatloom.stages.fit import loader_options
+from chatloom.stages.fit import encoded_documents, loader_options
 from chatloom.stages.run import Run, open_run
 from chatloom.tasks import Example, get_task
-from chatloom.train.metrics import MetricsLog
+from chatloom.train.metrics import MetricsLog, read_metrics
 from chatloom.train.progress import progress
 from chatloom.train.train_config import TrainConfig
-from chatloom.train.trainer import Trainer
+from chatloom.train.trainer import Trainer, TrainingError
+
+# What PPO's options say about training in their own words, so that these would be ignored.
+_SAID_BY_PPO = {
+    "optimizer": "PPO's is AdamW",
+    "learning_rate": "use --actor-learning-rate and --critic-learning-rate",
+    "epsilon": "use --adam-epsilon",
+    "schedule": "use --anneal-learning-rate",
+    "final_learning_rate_ratio": "use --anneal-learning-rate",
+    "decay_fraction": "use --anneal-learning-rate",
+    "warmup_steps": "use --warmup-iterations",
+    "warmup_start": "use --warmup-from",
+    "ema_decay": "use --actor-ema-decay",
+    "batch_rows": "use --episodes-per-iteration and --minibatches",
+    "microbatch_rows": "use --ppo-microbatch-rows",
+    "max_loss_ratio": "neither loss is in nats",
+    "max_loss_patience": "neither loss is in nats",
+    "log_every_steps": "every iteration is logged",
+    "evaluate_every_steps": "nothing is evaluated on the way",
+    **dict.fromkeys(
+        ("muon_learning_rate", "muon_weight_decay", "muon_momentum", "muon_momentum_steps"), "it has no Muon"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -59,6 +81,14 @@ class Config:
     # What PPO's options do not say about training: dtype, saving, seed, gradient_checkpointing, clip_norm.
     train: TrainConfig = field(default_factory=lambda: training.BASE)
 
+    def __post_init__(self) -> None:
+        runtime.pick_dtype(self.rollout_dtype)
+        for name, instead in _SAID_BY_PPO.items():
+            if getattr(self.train, name) != getattr(training.BASE, name):
+                raise ValueError(f"{name} would be ignored by PPO: {instead}")
+        if self.train.dropout and self.ppo.dropout_off:
+            raise ValueError("dropout would be ignored by PPO: it needs --no-dropout-off")
+
 
 def run(config: Config) -> dict[str, Any]:
     """Build policy, reference, critic and reward, iterate, and save the policy."""
@@ -78,7 +108,9 @@ def run(config: Config) -> dict[str, Any]:
         raise ValueError(
             f"{config.reward} and {config.model} have different tokenizers; train the reward model from it"
         )
-    reward = RewardModelReward(rewarded.model, rewarded.chat, dtype=config.train.dtype)
+    reward = RewardModelReward(
+        rewarded.model, rewarded.chat, dtype=config.train.dtype, read_prompt=config.ppo.read_prompt
+    )
     prompts, gold = _prompts(stage, config, chat, policy.config.context_length)
     ppo_config = config.ppo
     actor_config = training.actor_training(ppo_config, base=config.train)
@@ -94,6 +126,7 @@ def run(config: Config) -> dict[str, Any]:
         training.critic_objective(ppo_config),
         training.critic_training(ppo_config, base=config.train),
         total_steps=training.num_updates(ppo_config, of="critic"),
+        run_folder=stage.folder,  # where the actor's checkpoints are, for its messages: those hold the critic too
     )
     loop = PPO(
         ppo_config,
@@ -104,7 +137,7 @@ def run(config: Config) -> dict[str, Any]:
         engine=Engine(policy, chat.tokenizer, max_batch=256, autocast=config.rollout_dtype),
         chat=chat,
         prompts=prompts,
-        ptx=_ptx(config, policy, chat),
+        ptx=_ptx(stage, config, policy, chat),
         seed=config.train.seed,
     )
     if actor.resume():
@@ -148,15 +181,16 @@ def _prompts(
     return list(dict.fromkeys(record.conversation for record in kept)), gold
 
 
-def _ptx(config: Config, policy: Decoder, chat: ChatFormat) -> Any:
+def _ptx(stage: Run, config: Config, policy: Decoder, chat: ChatFormat) -> Any:
     """The source of pretraining rows, or None without `ptx_data`."""
     if config.ptx_data is None:
         return None
-    texts = list(islice(read_texts(config.ptx_data), config.ptx_documents))
-    tokenizer = chat.tokenizer
-    samples = [Sample(np.array([tokenizer.bos, *tokens, tokenizer.eos])) for tokens in tokenizer.encode_batch(texts)]
+    texts = islice(read_texts(config.ptx_data), config.ptx_documents)
+    samples = [Sample(np.asarray(tokens)) for tokens in encoded_documents(texts, chat.tokenizer)]
     options = loader_options(config.train, chat, policy.config.context_length)
-    samples, _ = truncate(samples, options["row_length"])
+    samples, report = truncate(samples, options["row_length"])
+    for note in report.notes():
+        stage.say(f"ptx: {note}")
     batch: Batch = pack(samples, options["row_length"], pad=options["pad"])
     return training.pretraining_rows(batch, rows=config.ppo.ptx_rows, seed=config.train.seed)
 
@@ -169,17 +203,23 @@ def _iterate(stage: Run, config: Config, loop: PPO, gold: TaskReward | None) -> 
     log = MetricsLog(stage.folder, resume_step=done, tensorboard=config.train.tensorboard)
     with log, progress("ppo", total, done=done) as advance:
         while not loop.finished:
-            metrics = loop.iteration()
+            try:
+                metrics = loop.iteration()
+            except TrainingError as error:
+                raise TrainingError(f"iteration {loop.iteration_index + 1} of {total}: {error}") from error
             if gold is not None:
                 metrics["objective/gold"] = _gold(loop, gold)
             log.write(loop.iteration_index, metrics)
             for finding in loop.findings:
                 if finding.cause not in told:
                     told.add(finding.cause)
-                    stage.say(f"KL is negative. {finding.message}")
+                    stage.say(f"KL check: {finding.message}")
             if loop.finished or loop.iteration_index % config.train.save_every_steps == 0:
                 loop.actor.save()
             advance(details=_details(metrics))
+    if not metrics:  # a kill came after the last iteration
+        metrics = read_metrics(log.path)[-1]
+        del metrics["step"]
     return metrics
 
 

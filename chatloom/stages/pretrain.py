@@ -5,7 +5,6 @@ begins with the begin-of-text token and ends with the end-of-text token; documen
 one another. The figure to watch is bits per byte on held-out documents, which compares across tokenizers.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -20,13 +19,12 @@ from chatloom.data.store import TokenStore, write_store
 from chatloom.evals.likelihood import bits_per_byte
 from chatloom.models import Decoder
 from chatloom.objectives.causal_lm import causal_lm
-from chatloom.stages.fit import fit, loader_options
+from chatloom.stages.fit import encoded_documents, fit, loader_options
 from chatloom.stages.run import Run, open_run
 from chatloom.tokenizers.bpe import Tokenizer
 from chatloom.train.train_config import TrainConfig
 
 _HELD_OUT = 500  # documents at most
-_BATCH = 1_000  # documents tokenised at once
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Config:
     num_key_value_heads: int | None = None
     inner_width: int | None = None
     context_length: int | None = None
-    # Held-out text. None: one document in a hundred of the data, at most 500.
+    # Held-out text. None: one document in a hundred of the data, at most 500; of less than a hundred, the last.
     validation_data: str | None = None
     # Updates; give this or `epochs`.
     steps: int | None = None
@@ -59,6 +57,10 @@ class Config:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either --steps or --epochs")
+        for name in ("steps", "epochs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -78,8 +80,9 @@ def run(config: Config) -> dict[str, Any]:
         return stage.results
     runtime.seed_everything(config.train.seed)
     model, chat = _model(config)
+    options = loader_options(config.train, chat, model.config.context_length)
     store, held_out = _tokenise(stage, config, chat.tokenizer)
-    loader = Loader(store, **loader_options(config.train, chat, model.config.context_length))
+    loader = Loader(store, **options)
     stage.say(
         f"{models.num_parameters(model):,} parameters; {store.num_tokens:,} tokens in {store.num_documents:,} "
         f"documents; rows {loader.utilisation:.1%} full"
@@ -90,7 +93,15 @@ def run(config: Config) -> dict[str, Any]:
         estimate = bits_per_byte(model, tokenizer=chat.tokenizer, texts=held_out, autocast=config.train.dtype)
         return {"validation/bits_per_byte": estimate.value}
 
-    metrics = fit(stage, model, causal_lm, loader, config.train, total_steps=total_steps, evaluate=evaluate)
+    metrics = fit(
+        stage,
+        model,
+        causal_lm,
+        loader,
+        config.train,
+        total_steps=total_steps,
+        evaluate=evaluate if held_out else None,
+    )
     stage.save_model(model, chat)
     return stage.finish(num_parameters=models.num_parameters(model), **metrics)
 
@@ -126,19 +137,21 @@ def _model(config: Config) -> tuple[Decoder, ChatFormat]:
 
 def _tokenise(stage: Run, config: Config, tokenizer: Tokenizer) -> tuple[TokenStore, list[str]]:
     """The token store of the training documents, written once, and the held-out texts."""
+    chosen: set[int] = set()
     if config.validation_data is not None:
         held_out = list(islice(read_texts(config.validation_data), _HELD_OUT))
     else:
-        held_out = [text for index, text in enumerate(read_texts(config.data)) if _is_held_out(index)]
+        chosen = _choose_held_out(config.data)
+        held_out = [text for index, text in enumerate(read_texts(config.data)) if index in chosen]
+    if not held_out:
+        stage.say("there is only one document, so none is held out and bits per byte are not measured")
     folder = stage.folder / "tokens"
     if runtime.is_main() and not folder.exists():
         stage.say(f"tokenising {config.data}")
-        texts = read_texts(config.data)
-        if config.validation_data is None:
-            texts = (text for index, text in enumerate(texts) if not held_out or not _is_held_out(index))
+        texts = (text for index, text in enumerate(read_texts(config.data)) if index not in chosen)
         write_store(
             folder,
-            _encoded(texts, tokenizer),
+            encoded_documents(texts, tokenizer),
             tokenizer_digest=tokenizer.digest(),
             vocab_size=tokenizer.vocab_size,
         )
@@ -146,14 +159,7 @@ def _tokenise(stage: Run, config: Config, tokenizer: Tokenizer) -> tuple[TokenSt
     return TokenStore(folder, tokenizer_digest=tokenizer.digest(), vocab_size=tokenizer.vocab_size), held_out
 
 
-def _is_held_out(index: int) -> bool:
-    return index % 100 == 99 and index < 100 * _HELD_OUT
-
-
-def _encoded(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
-    """Documents as tokens, begin-of-text first and end-of-text last where the tokenizer has them."""
-    begin = [] if tokenizer.bos_token is None else [tokenizer.bos]
-    end = [] if tokenizer.eos_token is None else [tokenizer.eos]
-    while batch := list(islice(texts, _BATCH)):
-        for tokens in tokenizer.encode_batch(batch):
-            yield [*begin, *tokens, *end]
+def _choose_held_out(data: str) -> set[int]:
+    """One document in a hundred, at most 500; the last of fewer than a hundred; none where there is only one."""
+    count = sum(1 for _ in islice(read_texts(data), 100 * _HELD_OUT))
+    return set(range(99, count, 100)) or ({count - 1} if count > 1 else set())

@@ -32,7 +32,7 @@ class Config:
 
     # Folder of the model that answers.
     model: str
-    # Where comparisons.jsonl (and validation.jsonl, one prompt in ten) are written.
+    # Where comparisons.jsonl and validation.jsonl (one prompt in ten, at least one) are written.
     output_dir: str
     # Which task has the prompts, the gold score and the labeler.
     task: str = "miniature"
@@ -59,6 +59,8 @@ class Config:
             raise ValueError(f"num_prompts is {self.num_prompts}; it must be at least 2")
         if not 0.5 < self.agreement <= 1:
             raise ValueError(f"agreement is {self.agreement}; it must be above 0.5 and at most 1")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature}; it must be above 0, or all answers would be the same")
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -73,16 +75,17 @@ def run(config: Config) -> dict[str, Any]:
     answers = _sample(config, examples, counts)
     noise = _noise(config, task, examples, answers)
     labeler = Labeler(config.seed, task=task, noise=noise)
-    lines: dict[str, list[str]] = {TRAIN: [], VALIDATION: []}
-    for index, (example, rollouts) in enumerate(zip(examples, answers)):
+    records = []
+    for example, rollouts in zip(examples, answers):
         texts, stopped = _texts(rollouts)
         ranks = labeler.rank(example, texts, stopped=stopped)
         responses = [{"text": rollout.text, "rank": rank} for rollout, rank in zip(rollouts, ranks)]
         if len(set(ranks)) > 1 and len({rollout.text for rollout in rollouts}) > 1:
             record = {"prompt": to_dicts(example.prompt), "responses": responses, "example": example.id}
-            lines[VALIDATION if index % 10 == 9 else TRAIN].append(json.dumps(record, ensure_ascii=False))
-    for name, records in lines.items():
-        runtime.write_atomically(stage.folder / name, "\n".join(records) + "\n")
+            records.append(json.dumps(record, ensure_ascii=False))
+    lines = _split(config, records)
+    for name, chosen in lines.items():
+        runtime.write_atomically(stage.folder / name, "\n".join(chosen) + "\n")
     stage.say(f"{sum(counts):,} answers to {len(examples):,} prompts; labeler's noise {noise:.3f}")
     return stage.finish(num_responses=sum(counts), noise=noise, **{name: len(lines[name]) for name in lines})
 
@@ -104,6 +107,20 @@ def _sample(config: Config, examples: Sequence[Example], counts: Sequence[int]) 
     return answers
 
 
+def _split(config: Config, records: list[str]) -> dict[str, list[str]]:
+    """One comparison in ten for validation, at least one; ValueError where there are not two."""
+    if len(records) < 2:
+        raise ValueError(
+            f"{len(records)} of {config.num_prompts} prompts gave answers of which one is better, and at least 2 are "
+            "needed; raise --num-prompts or --temperature"
+        )
+    chosen = set(range(len(records) - 1, -1, -10))
+    return {
+        TRAIN: [record for index, record in enumerate(records) if index not in chosen],
+        VALIDATION: [record for index, record in enumerate(records) if index in chosen],
+    }
+
+
 def _noise(config: Config, task: Task, examples: Sequence[Example], answers: Sequence[Sequence[Rollout]]) -> float:
     """The noise at which two labelers agree as often as asked on pairs of different answers."""
     if config.agreement == 1:
@@ -113,7 +130,10 @@ def _noise(config: Config, task: Task, examples: Sequence[Example], answers: Seq
         different = {rollout.text: rollout for rollout in rollouts}.values()
         scores = [task.grade(example, rollout.text, stopped=rollout.stopped).score for rollout in different]
         pairs += list(combinations(scores, 2))
-    return calibrate_noise(pairs, target=config.agreement)
+    try:
+        return calibrate_noise(pairs, target=config.agreement)
+    except ValueError as error:
+        raise ValueError(f"the answers are too alike in gold score for --agreement: {error}") from error
 
 
 def _texts(rollouts: Sequence[Rollout]) -> tuple[list[str], list[bool]]:

@@ -48,6 +48,12 @@ class Config:
     # `batch_rows` is the number of prompts of an update, each with all its answers.
     train: TrainConfig = field(default_factory=_defaults)
 
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs is {self.epochs}; it must be at least 1")
+        if self.train.microbatch_rows is not None:
+            raise ValueError("microbatch_rows would part the answers of a prompt; to save memory, lower --batch-rows")
+
 
 def run(config: Config) -> dict[str, Any]:
     """Render, train, normalise, and save the reward model."""

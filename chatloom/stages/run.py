@@ -3,11 +3,13 @@
 `manifest.json` is written when a stage starts and again when it ends. It holds the stage's configuration, the digests
 of what went in (data, tokenizer, models) and the lineage of the models it grew from, so that a policy can be traced
 back to the text that its base read. The same command given again goes on where it stopped; another command in the
-same folder is refused before anything is touched. (The folder's `config.json` is the model's, as Hugging Face has it.)
+same folder is refused before anything is touched, unless nothing but the manifest is there yet: what was refused for
+its data can be mended and given again. (The folder's `config.json` is the model's, as Hugging Face has it.)
 """
 
 import hashlib
 import json
+import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +27,11 @@ from chatloom.models import Decoder, RewardModel
 MANIFEST = "manifest.json"
 # Where a run lies, and how it is shown, does not make it another run.
 _FREE_FIELDS = ("output_dir", "log_every_steps", "tensorboard", "keep_checkpoints", "save_every_steps")
+# What a kill in the middle of a write leaves in a run folder: `.NAME.RANDOM`.
+_WRITTEN = (
+    *(MANIFEST, checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.TEMPLATE, "generation_config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "metrics.jsonl", "report.json", "report.html", "tokens"),
+)
 
 
 @dataclass
@@ -89,6 +96,8 @@ def open_run(stage: str, config: Any, *, inputs: dict[str, str | Path | None]) -
             with another configuration or other inputs.
     """
     folder = Path(config.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output-dir {folder} is a file; name a new folder")
     for role, path in inputs.items():
         if path is not None and not Path(path).exists():
             raise ValueError(f"--{role.replace('_', '-')}: there is no file or folder {str(path)!r}")
@@ -102,16 +111,29 @@ def open_run(stage: str, config: Any, *, inputs: dict[str, str | Path | None]) -
         "lineage": _lineage([Path(path) for path in inputs.values() if path is not None]),
     }
     found = read_manifest(folder)
-    if found is None:
-        if folder.exists() and not folder.is_dir():
-            raise ValueError(f"--output-dir {folder} is a file; name a new folder")
-        if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-            raise ValueError(f"--output-dir {folder} is not empty and holds no run; name a new folder")
-        run = Run(folder, stage, fresh)
+    content = [] if not folder.is_dir() else [path.name for path in folder.iterdir() if path.name[0] != "."]
+    if found is None and content:
+        raise ValueError(f"--output-dir {folder} is not empty and holds no run; name a new folder")
+    goes_on = found is not None and content != [MANIFEST]
+    if found is not None and goes_on:
+        _check_same(folder, found, fresh)
+    runtime.barrier()  # every rank has looked before the first one writes
+    run = Run(folder, stage, found if found is not None and goes_on else fresh)
+    if runtime.is_main():
+        _sweep(folder)
+    if not goes_on:
         run._write()
-        return run
-    _check_same(folder, found, fresh)
-    return Run(folder, stage, found)
+    return run
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what an earlier kill left half-written; nothing reads it."""
+    for name in _WRITTEN:
+        for path in folder.glob(f".{name}.*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _check_same(folder: Path, found: dict[str, Any], fresh: dict[str, Any]) -> None:
@@ -128,7 +150,12 @@ def _check_same(folder: Path, found: dict[str, Any], fresh: dict[str, Any]) -> N
             "give the old options to go on with it, name another --output-dir, or delete the folder"
         )
     for role, given in fresh["inputs"].items():
-        if role in found["inputs"] and given["digest"] != found["inputs"][role]["digest"]:
+        if role not in found["inputs"]:
+            raise ValueError(
+                f"{folder} belongs to a run with another configuration: it had no {role}, now {given['path']!r}; "
+                "give the old options to go on with it, name another --output-dir, or delete the folder"
+            )
+        if given["digest"] != found["inputs"][role]["digest"]:
             raise ValueError(
                 f"{folder} was begun with another {role}: {given['path']} has changed since; "
                 "name another --output-dir, or delete the folder to start again"
@@ -153,7 +180,7 @@ def read_manifest(folder: Path | str) -> dict[str, Any] | None:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         manifest["stage"], manifest["status"], manifest["config"], manifest["inputs"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a Chatloom manifest ({error}); delete the folder to start again") from error
     return dict(manifest)
 

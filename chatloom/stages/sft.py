@@ -15,8 +15,9 @@ from chatloom.chat.render import ChatFormat, TrainOn
 from chatloom.data.formats import read_conversations
 from chatloom.data.loader import Loader
 from chatloom.data.pack import Sample
+from chatloom.data.sources import read_texts
 from chatloom.objectives.causal_lm import causal_lm
-from chatloom.stages.fit import fit, loader_options, mean_loss, split_off
+from chatloom.stages.fit import encoded_documents, fit, loader_options, mean_loss, split_off
 from chatloom.stages.run import open_run
 from chatloom.train.train_config import TrainConfig
 
@@ -39,9 +40,18 @@ class Config:
     validation_data: str | None = None
     # Passes over the data. (InstructGPT: 16, chosen by reward-model score; Vicuna: 3.)
     epochs: int = 3
+    # Pretraining text to mix in, so that less of it is forgotten (InstructGPT mixes 10 % into the SFT that PPO starts
+    # from; appendix C.3). None: none.
+    pretraining_data: str | None = None
+    # Tokens of pretraining text for each token of conversation.
+    pretraining_ratio: float = 0.1
     # Learn every reply of a conversation, or only its last.
     train_on: TrainOn = "all"
     train: TrainConfig = field(default_factory=_defaults)
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs is {self.epochs}; it must be at least 1")
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -49,7 +59,12 @@ def run(config: Config) -> dict[str, Any]:
     stage = open_run(
         "sft",
         config,
-        inputs={"model": config.model, "data": config.data, "validation_data": config.validation_data},
+        inputs={
+            "model": config.model,
+            "data": config.data,
+            "validation_data": config.validation_data,
+            "pretraining_data": config.pretraining_data,
+        },
     )
     if stage.complete:
         return stage.results
@@ -63,6 +78,8 @@ def run(config: Config) -> dict[str, Any]:
         raise ValueError(f"{config.model} cannot be fine-tuned as it is: {'; '.join(problems)}")
     options = loader_options(config.train, chat, model.config.context_length)
     training = _samples(conversations, chat, config.train_on)
+    if config.pretraining_data is not None:
+        training += _pretraining(config.pretraining_data, chat, config.pretraining_ratio * sum(map(len, training)))
     loader = Loader(training, **options, epochs=config.epochs)
     validation = Loader(_samples(held_out, chat, config.train_on), **options | {"shuffle": False}, epochs=1)
     for note in loader.report.notes() if loader.report else ():
@@ -91,3 +108,14 @@ def _samples(conversations: list[Conversation], chat: ChatFormat, train_on: Trai
         Sample(np.asarray(rendered.tokens), np.asarray(rendered.loss_mask))
         for rendered in chat.render_many(conversations, train_on=train_on)
     ]
+
+
+def _pretraining(path: str, chat: ChatFormat, num_tokens: float) -> list[Sample]:
+    """Documents of pretraining text, about `num_tokens` of them, every token counted."""
+    samples: list[Sample] = []
+    for tokens in encoded_documents(read_texts(path), chat.tokenizer):
+        if num_tokens <= 0:
+            break
+        samples.append(Sample(np.asarray(tokens)))
+        num_tokens -= len(tokens)
+    return samples

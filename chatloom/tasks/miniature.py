@@ -109,7 +109,7 @@ def _draw_writer(source: random.Random) -> tuple[str, Writer]:
 def _draw(source: random.Random, writer: Writer, split: str) -> Draft:
     while True:
         draft = writer(source)
-        if split_of(draft.key) == split:
+        if split_of(draft.split_key()) == split:
             return draft
 
 

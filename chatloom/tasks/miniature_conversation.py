@@ -59,7 +59,7 @@ def _follow_up(source: random.Random) -> Draft:
     template = STATEMENTS[second][source.randrange(2)]
     body = state(template, facts_of(name), as_pronoun=source.random() < 0.5)
     key = f"follow|{second}|{name}|{index}"
-    return Draft(key, turns(opening, told, asked), body, answer_check(second, name))
+    return Draft(turns(opening, told, asked), body, answer_check(second, name), key)
 
 
 def _and_the_other(source: random.Random) -> Draft:
@@ -67,14 +67,12 @@ def _and_the_other(source: random.Random) -> Draft:
     first, second = source.sample(PEOPLE, 2)
     relation = source.choice([each for each in PERSON_RELATIONS if each != "friend"])
     opening = source.choice(QUESTIONS[relation][0]).format(x=first)
-    index, asked = source.choice(
-        list(enumerate((f"And {second}?", f"What about {second}?", f"The same for {second}?")))
-    )
+    index = source.randrange(3)
+    asked = (f"And {second}?", f"What about {second}?", f"And the same for {second}?")[index]
     told = statement(source, relation, first, plain=True)
     body = statement(source, relation, second, plain=True)
-    return Draft(
-        f"other|{relation}|{second}|{index}", turns(opening, told, asked), body, answer_check(relation, second)
-    )
+    key = f"other|{relation}|{second}|{index}"
+    return Draft(turns(opening, told, asked), body, answer_check(relation, second), key)
 
 
 def _remember(source: random.Random) -> Draft:
@@ -98,14 +96,10 @@ def _remember(source: random.Random) -> Draft:
     if source.random() < 0.4:
         relation, subject = source.choice(("sound", "eats", "lair")), source.choice(list(world().facts["sound"]))
         between = questions(relation)[0].format(x=subject)
-        return Draft(
-            key,
-            turns(said, "Thank you for telling me.", between, statement(source, relation, subject, plain=True), asked),
-            body,
-            check,
-        )
+        told = statement(source, relation, subject, plain=True)
+        return Draft(turns(said, "Thank you for telling me.", between, told, asked), body, check, key)
     heard = source.choice(("Thank you for telling me.", "That is good to know.", "I will remember that."))
-    return Draft(key, turns(said, heard, asked), body, check)
+    return Draft(turns(said, heard, asked), body, check, key)
 
 
 def _greeting(source: random.Random) -> Draft:
@@ -116,9 +110,7 @@ def _greeting(source: random.Random) -> Draft:
     how = " I am well." if "How are you" in said else ""
     contains = [["hello", "good day"], *([[name]] if name in said else []), *([["well"]] if how else [])]
     body = f"{hello}{how} What can I do for you?"
-    return Draft(
-        f"greeting|{index}|{name}", turns(said), body, {"contains": contains, "prose": True, "courtesy": "greeting"}
-    )
+    return Draft(said, body, {"contains": contains, "prose": True, "courtesy": "greeting"})
 
 
 def _thanks(source: random.Random) -> Draft:
@@ -128,21 +120,20 @@ def _thanks(source: random.Random) -> Draft:
     opening = source.choice(QUESTIONS[relation][0]).format(x=name)
     body = source.choice(("It was a pleasure.", "I was glad to do it."))
     check = {"contains": [["pleasure", "glad"]], "only": {"person": [name]}, "prose": True, "courtesy": "thanked"}
-    return Draft(
-        f"thanks|{index}|{relation}|{name}", turns(opening, statement(source, relation, name), said), body, check
-    )
+    key = f"thanks|{index}|{relation}|{name}"
+    return Draft(turns(opening, statement(source, relation, name), said), body, check, key)
 
 
 def _doubt(source: random.Random) -> Draft:
     """ "Are you sure?" after a right answer: the answer stands."""
     relation, name = source.choice(PERSON_RELATIONS), source.choice(PEOPLE)
-    index, asked = source.choice(
-        list(enumerate(("Are you sure?", "Is that true?", "Really?", "Can you say that again?")))
-    )
+    index = source.randrange(4)
+    asked = ("Are you sure?", "Is that true?", "Really?", "Can you say that again?")[index]
     opening = source.choice(QUESTIONS[relation][0]).format(x=name)
     told = statement(source, relation, name, plain=True)
     body = told if index == 3 else f"Yes, {_continued(told)}"
-    return Draft(f"doubt|{index}|{relation}|{name}", turns(opening, told, asked), body, answer_check(relation, name))
+    key = f"doubt|{index}|{relation}|{name}"
+    return Draft(turns(opening, told, asked), body, answer_check(relation, name), key)
 
 
 def _system(source: random.Random) -> Draft:
@@ -168,7 +159,7 @@ def _system(source: random.Random) -> Draft:
         system = source.choice((f"Begin every answer with the word {first}.", f"Start each answer with {first}."))
         body, check["starts"] = f"{first}, {_continued(told)}", first
     key = f"system|{system}|{asked}"
-    return Draft(key, turns(asked, system=system), body, check)
+    return Draft(turns(asked, system=system), body, check, key)
 
 
 def _only(check: dict[str, object]) -> list[tuple[str, list[str]]]:

@@ -1,7 +1,8 @@
 """What the writers of instructions share: the draft of an example, and frames that turn one request into many.
 
-A writer is a function `Random -> Draft`. Its `key` names content and phrasing; the split is drawn from it. The
-fields of `check` are those of `miniature_grading` and are explained there.
+A writer is a function `Random -> Draft`. The split is drawn from the text of its prompt, which is content in a
+phrasing, so that no prompt is in two splits; a prompt of several turns names a `key` instead. The fields of `check`
+are those of `miniature_grading` and are explained there.
 """
 
 import random
@@ -28,10 +29,17 @@ FRAMES = (
 class Draft:
     """An instruction and its perfect answer before style: no courtesy in `body` yet."""
 
-    key: str
     prompt: str | Conversation
     body: str
     check: dict[str, Any] = field(default_factory=dict)
+    key: str | None = None  # what the split is drawn from; None: the text of a prompt of one turn
+
+    def split_key(self) -> str:
+        """What the split is drawn from."""
+        if self.key is not None:
+            return self.key
+        assert isinstance(self.prompt, str), "a prompt of several turns needs a key"
+        return self.prompt
 
     def messages(self) -> Conversation:
         """The prompt as a conversation."""
@@ -41,10 +49,9 @@ class Draft:
 Writer = Callable[[random.Random], Draft]
 
 
-def ask(source: random.Random, requests: Sequence[str], **slots: str) -> tuple[str, str]:
-    """Fill one of the requests and frame it; returns the text and the name of the phrasing."""
-    request, frame = source.randrange(len(requests)), source.randrange(len(FRAMES))
-    return framed(requests[request].format(**slots), frame), f"{request}.{frame}"
+def ask(source: random.Random, requests: Sequence[str], **slots: str) -> str:
+    """Fill one of the requests and frame it."""
+    return framed(source.choice(requests).format(**slots), source.randrange(len(FRAMES)))
 
 
 def framed(request: str, frame: int) -> str:
@@ -52,13 +59,10 @@ def framed(request: str, frame: int) -> str:
     return FRAMES[frame].format(i=request, I=request[0].upper() + request[1:])
 
 
-def over_text(source: random.Random, requests: Sequence[str], text: str, **slots: str) -> tuple[str, str]:
+def over_text(source: random.Random, requests: Sequence[str], text: str, **slots: str) -> str:
     """A request about a text that is given: "<request>: <text>" or "<text> <framed request>"."""
-    request = source.randrange(len(requests))
-    filled = requests[request].format(**slots)
+    request = source.choice(requests).format(**slots)
     if source.random() < 0.7:
         opening = source.choice(("", "Please ", "Now "))
-        filled = f"{opening}{filled}"
-        return f"{filled[0].upper()}{filled[1:]}: {text}", f"{request}.before{opening.strip()}"
-    frame = source.randrange(len(FRAMES) - 1)
-    return f"{text} {framed(filled, frame)}", f"{request}.after{frame}"
+        return f"{(opening + request)[0].upper()}{(opening + request)[1:]}: {text}"
+    return f"{text} {framed(request, source.randrange(len(FRAMES) - 1))}"

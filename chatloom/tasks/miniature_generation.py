@@ -42,13 +42,13 @@ def _story_of_two(source: random.Random) -> Draft:
             f"write a story of {word} with {{a}} and {{b}} in {{p}}",
             f"tell in {word} what {{a}} and {{b}} do in {{p}}",
         )
-    text, phrasing = ask(source, requests, a=a, b=b, p=place)
+    text = ask(source, requests, a=a, b=b, p=place)
     check: dict[str, object] = {"contains": [[a], [b], [place]], "prose": True}
     if counted:
         check["sentences"] = count
     else:
         check["allowance"] = STORY_WORDS
-    return Draft(f"story|{phrasing}|{count}|{a}|{b}|{place}", text, story(source, count, a=a, b=b, p=place), check)
+    return Draft(text, story(source, count, a=a, b=b, p=place), check)
 
 
 def _story_of_thing(source: random.Random) -> Draft:
@@ -68,19 +68,19 @@ def _story_of_thing(source: random.Random) -> Draft:
             f"tell a story of {word} about a {{o}} and {{a}}",
             f"make up {word} about {{a}} and a {{o}}",
         )
-    text, phrasing = ask(source, requests, a=a, o=thing)
+    text = ask(source, requests, a=a, o=thing)
     check: dict[str, object] = {"contains": [[a], [thing]], "prose": True}
     if counted:
         check["sentences"] = count
     else:
         check["allowance"] = STORY_WORDS
-    return Draft(f"thing|{phrasing}|{count}|{a}|{thing}", text, story(source, count, a=a, o=thing), check)
+    return Draft(text, story(source, count, a=a, o=thing), check)
 
 
 def _letter(source: random.Random) -> Draft:
     a, b = source.sample(ANYBODY, 2)
     thing = source.choice(OBJECTS)
-    text, phrasing = ask(
+    text = ask(
         source,
         (
             "write a letter from {a} to {b} about the {o}",
@@ -96,12 +96,12 @@ def _letter(source: random.Random) -> Draft:
     if line.startswith("I "):
         body = f"Dear {b}, {line} {source.choice(LETTER_ENDS)} Yours, {a}."
     check = {"contains": [[thing]], "starts": f"Dear {b}", "ends": f"Yours, {a}", "prose": True}
-    return Draft(f"letter|{phrasing}|{a}|{b}|{thing}", text, body, check)
+    return Draft(text, body, check)
 
 
 def _thanks(source: random.Random) -> Draft:
     b, thing = source.choice(ANYBODY), source.choice((*OBJECTS, *FOODS))
-    text, phrasing = ask(
+    text = ask(
         source,
         (
             "write a thank you note to {b} for the {o}",
@@ -113,12 +113,12 @@ def _thanks(source: random.Random) -> Draft:
     )  # fmt: skip
     end = source.choice(("It was very kind of you.", "It made me very happy.", "You are a good friend."))
     check = {"contains": [["thank"], [thing]], "starts": f"Dear {b}", "prose": True}
-    return Draft(f"thanks|{phrasing}|{b}|{thing}", text, f"Dear {b}, thank you for the {thing}. {end}", check)
+    return Draft(text, f"Dear {b}, thank you for the {thing}. {end}", check)
 
 
 def _invitation(source: random.Random) -> Draft:
     b, place, day, event = (source.choice(each) for each in (ANYBODY, PLACES, DAYS, EVENTS))
-    text, phrasing = ask(
+    text = ask(
         source,
         (
             "invite {b} to a {e} in {p} on {d}",
@@ -136,13 +136,13 @@ def _invitation(source: random.Random) -> Draft:
         )
     ).format(b=b, p=place, d=day, e=event)
     check = {"contains": [[event], [place], [day]], "starts": f"Dear {b}", "prose": True}
-    return Draft(f"invite|{phrasing}|{b}|{place}|{day}|{event}", text, body, check)
+    return Draft(text, body, check)
 
 
 def _sign(source: random.Random) -> Draft:
     house, day = source.choice(WORKPLACES), source.choice(DAYS)
     state_word = source.choice(("closed", "open"))
-    text, phrasing = ask(
+    text = ask(
         source,
         (
             "write a sign which says that the {w} is {s} on {d}",
@@ -154,12 +154,12 @@ def _sign(source: random.Random) -> Draft:
     )  # fmt: skip
     body = f"The {house} is {state_word} on {day}. {source.choice(NOTICES[state_word])}"
     check = {"contains": [[house], [day], [state_word]], "prose": True}
-    return Draft(f"sign|{phrasing}|{house}|{day}|{state_word}", text, body, check)
+    return Draft(text, body, check)
 
 
 def _reminder(source: random.Random) -> Draft:
     b, thing, day = source.choice(ANYBODY), source.choice(OBJECTS), source.choice(DAYS)
-    text, phrasing = ask(
+    text = ask(
         source,
         (
             "write a reminder to {b} to bring the {o} on {d}",
@@ -177,12 +177,12 @@ def _reminder(source: random.Random) -> Draft:
         )
     ).format(b=b, o=thing, d=day)
     check = {"contains": [[thing], [day]], "starts": f"Dear {b}", "prose": True}
-    return Draft(f"reminder|{phrasing}|{b}|{thing}|{day}", text, body, check)
+    return Draft(text, body, check)
 
 
 def _poem(source: random.Random) -> Draft:
     thing = source.choice(OBJECTS)
-    text, phrasing = ask(
+    text = ask(
         source,
         (
             "write a short poem about a {o}",
@@ -196,12 +196,12 @@ def _poem(source: random.Random) -> Draft:
         o=thing,
     )
     body = " ".join(source.choice(VERSES)).format(o=thing)
-    return Draft(f"poem|{phrasing}|{thing}", text, body, {"contains": [[thing]], "rhyme": True, "prose": True})
+    return Draft(text, body, {"contains": [[thing]], "rhyme": True, "prose": True})
 
 
 def _with_words(source: random.Random) -> Draft:
     a, b = source.sample(OBJECTS, 2)
-    text, phrasing = ask(
+    text = ask(
         source,
         (
             "write a sentence with the words {a} and {b}",
@@ -219,7 +219,7 @@ def _with_words(source: random.Random) -> Draft:
             "We looked for the {a} and found a {b}.",
         )
     ).format(a=a, b=b)
-    return Draft(f"words|{phrasing}|{a}|{b}", text, body, {"contains": [[a], [b]], "sentences": 1, "prose": True})
+    return Draft(text, body, {"contains": [[a], [b]], "sentences": 1, "prose": True})
 
 
 def _starting_with(source: random.Random) -> Draft:
@@ -228,7 +228,7 @@ def _starting_with(source: random.Random) -> Draft:
     last = source.choice(("morning", "night", "home", "slowly", "again"))
     starting = source.random() < 0.5
     rule, word = ("starts", first) if starting else ("ends", last)
-    text, phrasing = ask(
+    text = ask(
         source,
         (
             f"write a sentence about {{a}} in {{p}} that {rule} with the word {{w}}",
@@ -244,7 +244,7 @@ def _starting_with(source: random.Random) -> Draft:
         tails = {"morning": "in the", "night": "at", "home": "all the way", "slowly": "", "again": "once"}
         body = " ".join(f"{a} walked through {place} {tails[last]} {last}.".split())
     check = {"contains": [[a], [place]], rule: word, "sentences": 1, "prose": True}
-    return Draft(f"{rule}|{phrasing}|{a}|{place}|{word}", text, body, check)
+    return Draft(text, body, check)
 
 
 def _describe(source: random.Random) -> Draft:
@@ -267,8 +267,8 @@ def _describe(source: random.Random) -> Draft:
         check: dict[str, object] = {"sentences": count, "about": x, "claims": count}
     else:
         count = 2
-        check = {"about": x, "claims": 2}
-    text, phrasing = ask(source, requests, x=x)
+        check = {"about": x, "claims": 1}
+    text = ask(source, requests, x=x)
     relations = source.sample(PERSON_RELATIONS if person else PLACE_RELATIONS, count)
     templates = [source.choice(STATEMENTS[relation][:3]) for relation in relations]
     if person and count > 1 and source.random() < 0.4:
@@ -279,7 +279,7 @@ def _describe(source: random.Random) -> Draft:
     body = " ".join(
         state(template, values, as_pronoun=person and index > 0) for index, template in enumerate(templates)
     )
-    return Draft(f"describe|{phrasing}|{count}|{x}", text, body, check)
+    return Draft(text, body, check)
 
 
 def _relations(template: str) -> set[str]:
@@ -289,7 +289,7 @@ def _relations(template: str) -> set[str]:
 def _speech(source: random.Random) -> Draft:
     a, b = source.sample(ANYBODY, 2)
     thing = source.choice(OBJECTS)
-    text, phrasing = ask(
+    text = ask(
         source,
         (
             "write what {a} says to {b} about the {o}",
@@ -307,7 +307,7 @@ def _speech(source: random.Random) -> Draft:
         )
     ).format(a=a, b=b, o=thing)
     check = {"contains": [[b], [thing]], "starts": a, "prose": True}
-    return Draft(f"speech|{phrasing}|{a}|{b}|{thing}", text, body, check)
+    return Draft(text, body, check)
 
 
 WRITERS: dict[str, tuple[Writer, float]] = {

@@ -37,6 +37,8 @@ WEIGHTS = {
 }
 PERFECT = WEIGHTS["right"] + WEIGHTS["constraint"]
 FLUENT = 0.75  # the share of familiar word pairs below which prose is no prose
+READABLE = 0.5  # and below which any answer is a heap of words
+MOST_WORDS = 60  # no text that is asked for here is longer
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,8 @@ def grade(example: Example, answer: str, *, stopped: bool, language: Language) -
         "clean": _clean(example, answer, fluency, said, language) if words(answer) else 0.0,
         "stops": float(stopped),
     }
-    score = sum(
-        WEIGHTS[part] * (value if part in ("right", "constraint") else value - 1) for part, value in details.items()
-    )
+    gains = ("right", "constraint")
+    score = sum(WEIGHTS[part] * (value if part in gains else value - 1) for part, value in details.items())
     return Grade(score=score, follows=right == 1.0 and constraint == 1.0, details=details)
 
 
@@ -95,7 +96,7 @@ def _has(text: str, phrase: str) -> bool:
 def _right(example: Example, body: str, fluency: float) -> float:
     check = example.check
     text = " ".join(words(body))
-    if not text or (check.get("prose") and fluency < FLUENT) or _echoes(example, text):
+    if not text or _unreadable(check, text.split(), fluency) or _echoes(example, text):
         return 0.0
     if check.get("refuse"):
         return float(_has(text, "not know") and not claims_in(body))
@@ -116,6 +117,13 @@ def _right(example: Example, body: str, fluency: float) -> float:
         listed = set(_listed(check, text))
         shares.append(float(bool(listed) and listed <= {each.lower() for each in check["items"]}))
     return sum(shares) / len(shares) if shares else 1.0
+
+
+def _unreadable(check: dict[str, Any], tokens: Sequence[str], fluency: float) -> bool:
+    """Whether a text is a heap of words or without end, whatever it contains. Up to three words can be no heap."""
+    if check.get("prose"):
+        return fluency < FLUENT or len(tokens) > MOST_WORDS
+    return "exact" not in check and fluency < READABLE and len(tokens) > 3
 
 
 def _echoes(example: Example, text: str) -> bool:
@@ -148,7 +156,8 @@ def _constraint(check: dict[str, Any], body: Sequence[str]) -> float:
         end = words(check["ends"])
         met.append(tokens[-len(end) :] == end)
     if "items" in check:
-        met.append(len(_listed(check, " ".join(tokens))) == check["count"])
+        listed = _listed(check, " ".join(tokens))
+        met.append(len(listed) == len(set(listed)) == check["count"])
     if check.get("rhyme"):
         met.append(any(_rhymes(tokens, *verse) for verse in VERSES))
     return sum(met) / len(met) if met else 1.0

@@ -3,8 +3,8 @@
 import random
 
 from chatloom.data.miniature import question_key
-from chatloom.data.miniature_phrases import UNKNOWABLE, WRAPPERS, questions, statement
-from chatloom.data.miniature_stories import listed
+from chatloom.data.miniature_phrases import STATEMENTS, UNKNOWABLE, WRAPPERS, facts_of, questions, statement
+from chatloom.data.miniature_stories import in_order, listed
 from chatloom.data.miniature_world import (
     ACTIVITIES,
     ANIMALS,
@@ -49,7 +49,7 @@ def _question(source: random.Random, relation: str) -> Draft:
     phrasing = source.choice(questions(relation))
     body = statement(source, relation, subject, plain=True)
     key = question_key(relation, subject, phrasing)
-    return Draft(key, phrasing.format(x=subject), body, answer_check(relation, subject))
+    return Draft(phrasing.format(x=subject), body, answer_check(relation, subject), key)
 
 
 def _about_person(source: random.Random) -> Draft:
@@ -67,8 +67,7 @@ def _unknown(source: random.Random) -> Draft:
         template = source.choice(questions(source.choice(PERSON_RELATIONS)))
     else:
         subject, template = source.choice(PEOPLE), source.choice(UNKNOWABLE)
-    key = f"unknown|{subject}|{template}"
-    return Draft(key, template.format(x=subject), source.choice(DO_NOT_KNOW), {"refuse": True, "courtesy": "sorry"})
+    return Draft(template.format(x=subject), source.choice(DO_NOT_KNOW), {"refuse": True, "courtesy": "sorry"})
 
 
 def _cause(source: random.Random) -> Draft:
@@ -76,7 +75,7 @@ def _cause(source: random.Random) -> Draft:
     direct = (f"What happens when {cause}?", f"What follows when {cause}?", f"If {cause}, what happens?")
     asked = source.choice((*direct, *(wrapper.format(c=f"what happens when {cause}") for wrapper in WRAPPERS)))
     body = source.choice((f"When {cause}, {effect}.", f"{effect[0].upper()}{effect[1:]} when {cause}."))
-    return Draft(f"cause|{asked}", asked, body, {"contains": [[effect]], "absent": _others(effect)})
+    return Draft(asked, body, {"contains": [[effect]], "absent": _others(effect)})
 
 
 def _others(effect: str) -> list[str]:
@@ -93,7 +92,7 @@ def _duty(source: random.Random) -> Draft:
         )
     )
     check = {"contains": [[duty(job)]], "absent": [duty(other) for other in JOBS if other != job]}
-    return Draft(f"duty|{asked}", asked, f"A {job} {duty(job)}.", check)
+    return Draft(asked, f"A {job} {duty(job)}.", check)
 
 
 # Kind: (plural, article in an answer, members).
@@ -125,12 +124,12 @@ def _name_some(source: random.Random) -> Draft:
     excluded = source.choice(members) if source.random() < 0.25 else None
     if excluded:
         requests = [f"name {{n}} {{k}} but not {article}{excluded}", f"give me {{n}} {{k}} without {article}{excluded}"]
-    text, phrasing = ask(source, requests, n=NUMBERS[count - 1], k=plural)
+    text = ask(source, requests, n=NUMBERS[count - 1], k=plural)
     allowed = [member for member in members if member != excluded]
-    chosen = source.sample(allowed, count)
+    chosen = in_order(source.sample(allowed, count), members)
     body = f"{NUMBERS[count - 1].capitalize()} {plural} are {listed([article + each for each in chosen])}."
     check = {"items": allowed, "count": count, "kind": kind}
-    return Draft(f"name|{phrasing}|{plural}|{count}|{excluded}", text, body, check)
+    return Draft(text, body, check)
 
 
 def _gifts(source: random.Random) -> Draft:
@@ -151,10 +150,10 @@ def _gifts(source: random.Random) -> Draft:
         "food": ("suggest {n} foods for the dinner of {x}", "think of {n} things to cook for {x}"),
         "activity": ("give me {n} ideas of what {x} can do today", "suggest {n} things that {x} can do on a free day"),
     }[kind]
-    text, phrasing = ask(source, requests, n=NUMBERS[count - 1], x=name)
-    chosen = listed([article + each for each in source.sample(members, count)], last="or")
+    text = ask(source, requests, n=NUMBERS[count - 1], x=name)
+    chosen = listed([article + each for each in in_order(source.sample(members, count), members)], last="or")
     check = {"items": list(members), "count": count, "kind": kind, "contains": [[name]]}
-    return Draft(f"gift|{phrasing}|{count}|{name}|{kind}", text, answer.format(x=name, i=chosen), check)
+    return Draft(text, answer.format(x=name, i=chosen), check)
 
 
 def _who(source: random.Random) -> Draft:
@@ -171,9 +170,9 @@ def _who(source: random.Random) -> Draft:
         "think of somebody who {c}",
         "find a person who {c}",
     )
-    text, phrasing = ask(source, requests, c=filled)
+    text = ask(source, requests, c=filled)
     body = f"{source.choice(people)} {filled}."
-    return Draft(f"who|{phrasing}|{filled}", text, body, {"items": people, "count": 1, "kind": "person"})
+    return Draft(text, body, {"items": people, "count": 1, "kind": "person"})
 
 
 _MOODS = {
@@ -195,9 +194,9 @@ def _mood(source: random.Random) -> Draft:
         "decide if the mood is happy or sad",
         "classify this text as happy or sad",
     )
-    text, phrasing = over_text(source, requests, said)
+    text = over_text(source, requests, said)
     check = {"contains": [[mood]], "absent": ["sad" if mood == "happy" else "happy"]}
-    return Draft(f"mood|{phrasing}|{said}", text, source.choice(("This is {}.", "The mood is {}.")).format(mood), check)
+    return Draft(text, source.choice(("This is {}.", "The mood is {}.")).format(mood), check)
 
 
 def _kind(source: random.Random) -> Draft:
@@ -205,7 +204,7 @@ def _kind(source: random.Random) -> Draft:
     kind, other = source.sample(kinds, 2)
     word = source.choice(KINDS[kind])
     pair = source.sample([kind, other], 2)
-    text, phrasing = ask(
+    text = ask(
         source,
         (
             "say whether {w} is of the kind {a} or {b}",
@@ -216,7 +215,7 @@ def _kind(source: random.Random) -> Draft:
         w=word, a=pair[0], b=pair[1],
     )  # fmt: skip
     check = {"contains": [[kind]], "absent": [other]}
-    return Draft(f"kind|{phrasing}|{word}|{pair}", text, f"The word {word} is of the kind {kind}.", check)
+    return Draft(text, f"The word {word} is of the kind {kind}.", check)
 
 
 def _odd_one(source: random.Random) -> Draft:
@@ -226,36 +225,34 @@ def _odd_one(source: random.Random) -> Draft:
     shown = [*same, odd]
     source.shuffle(shown)
     requests = ("say which word does not belong", "find the odd one out", "pick the word that does not fit")
-    text, phrasing = over_text(source, requests, f"{', '.join(shown)}.")
+    text = over_text(source, requests, f"{', '.join(shown)}.")
     check = {"contains": [[odd]], "absent": same}
-    return Draft(f"odd|{phrasing}|{'|'.join(shown)}", text, f"The word {odd} does not belong.", check)
+    return Draft(text, f"The word {odd} does not belong.", check)
 
 
 def _opposite(source: random.Random) -> Draft:
     pair = list(source.choice(list(OPPOSITES.items())))
     source.shuffle(pair)
     word, answer = pair
-    text, phrasing = ask(
+    text = ask(
         source,
         ("give me the opposite of {w}", "tell me the opposite of the word {w}", "say what is not {w} but the opposite"),
         w=word,
     )
     body = f"The opposite of {word} is {answer}."
     absent = [each for both in OPPOSITES.items() for each in both if each not in pair]
-    return Draft(f"opposite|{phrasing}|{word}", text, body, {"contains": [[answer]], "absent": absent})
+    return Draft(text, body, {"contains": [[answer]], "absent": absent})
 
 
 def _complete(source: random.Random) -> Draft:
     relation = source.choice(("sound", "eats", "lair", "material", "use", "workplace", "season"))
     subject = source.choice(list(world().facts[relation]))
-    full = statement(source, relation, subject, plain=True)
+    full = STATEMENTS[relation][0].format(**facts_of(subject))
     value = world().facts[relation][subject]
-    if not full.endswith(f"{value}."):
-        full = f"A {subject} {value}." if relation == "sound" else full
     start = full[: -len(value) - 2]
     requests = ("complete the sentence", "finish this sentence", "add the last word", "say how this goes on")
-    text, phrasing = over_text(source, requests, f"{start} ...")
-    return Draft(f"complete|{phrasing}|{full}", text, full, answer_check(relation, subject))
+    text = over_text(source, requests, f"{start} ...")
+    return Draft(text, full, answer_check(relation, subject))
 
 
 def _repeat(source: random.Random) -> Draft:
@@ -266,7 +263,7 @@ def _repeat(source: random.Random) -> Draft:
     frame = source.randrange(7)
     text = framed(request.format(w=word, t=times), frame)
     body = ", ".join([word] * count)
-    return Draft(f"repeat|{request}.{frame}|{word}|{count}", text, f"{body[0].upper()}{body[1:]}.", {"exact": body})
+    return Draft(text, f"{body[0].upper()}{body[1:]}.", {"exact": body})
 
 
 OPEN_QA: dict[str, tuple[Writer, float]] = {

@@ -41,8 +41,8 @@ def _replace_name(source: random.Random) -> Draft:
         "write this again with {b} and not {a}",
         "change the name {a} to {b}",
     )
-    text, phrasing = over_text(source, requests, f"{a} {deed} {tail}.", a=a, b=b)
-    return Draft(f"replace|{phrasing}|{a}|{b}|{deed}", text, f"{b} {deed} {tail}.", {"exact": f"{b} {deed} {tail}"})
+    text = over_text(source, requests, f"{a} {deed} {tail}.", a=a, b=b)
+    return Draft(text, f"{b} {deed} {tail}.", {"exact": f"{b} {deed} {tail}"})
 
 
 def _tense(source: random.Random) -> Draft:
@@ -58,18 +58,18 @@ def _tense(source: random.Random) -> Draft:
     }[kind]
     if kind in ("negative", "question"):
         told = f"{a} {present}."
-    text, phrasing = over_text(source, requests, told)
+    text = over_text(source, requests, told)
     exact = body[:-1].removeprefix("Yesterday ").removeprefix("Tomorrow ")
-    return Draft(f"{kind}|{phrasing}|{a}|{past}", text, body, {"exact": exact, "spare": ["yesterday", "tomorrow"]})
+    return Draft(text, body, {"exact": exact, "spare": ["yesterday", "tomorrow"]})
 
 
 def _make_polite(source: random.Random) -> Draft:
     thing = source.choice(OBJECTS)
     rude, favour = (each.format(o=thing) for each in source.choice(_FAVOURS))
     requests = ("make this more polite", "say this in a polite way", "write this again, but politely")
-    text, phrasing = over_text(source, requests, f"{rude[0].upper()}{rude[1:]}!")
+    text = over_text(source, requests, f"{rude[0].upper()}{rude[1:]}!")
     body = source.choice((f"Could you please {favour}?", f"Would you please {favour}?"))
-    return Draft(f"polite|{phrasing}|{rude}", text, body, {"contains": [["please"], [favour]], "prose": True})
+    return Draft(text, body, {"contains": [["please"], [favour]], "prose": True})
 
 
 def _pronoun(source: random.Random) -> Draft:
@@ -77,9 +77,9 @@ def _pronoun(source: random.Random) -> Draft:
     deed = source.choice(DEEDS)[0].format(o=thing)
     place = source.choice(PLACES)
     requests = ("replace the name with he or she", "say this without the name", "use he or she and not the name")
-    text, phrasing = over_text(source, requests, f"In {place} {a} {deed}.")
+    text = over_text(source, requests, f"In {place} {a} {deed}.")
     body = f"In {place} {pronoun(a)} {deed}"
-    return Draft(f"pronoun|{phrasing}|{a}|{deed}|{place}", text, f"{body}.", {"exact": body})
+    return Draft(text, f"{body}.", {"exact": body})
 
 
 def _event(source: random.Random) -> tuple[str, str, str, str]:
@@ -99,10 +99,10 @@ def _summary(source: random.Random) -> Draft:
         "make this shorter",
         "tell me in short what happened",
     )
-    text, phrasing = over_text(source, requests, " ".join(sentences))
+    text = over_text(source, requests, " ".join(sentences))
     thing = deed.split()[-1]
     check = {"contains": [[name], [deed.split()[0]], [thing]], "sentences": 1, "prose": True}
-    return Draft(f"summary|{phrasing}|{name}|{deed}|{place}|{day}", text, f"{name} {deed} in {place}.", check)
+    return Draft(text, f"{name} {deed} in {place}.", check)
 
 
 def _two_people(source: random.Random) -> Draft:
@@ -115,10 +115,10 @@ def _two_people(source: random.Random) -> Draft:
         "say in one sentence what they did",
         "make one sentence of this and keep what people did",
     )
-    text, phrasing = over_text(source, requests, " ".join(sentences))
+    text = over_text(source, requests, " ".join(sentences))
     body = f"{a} {first[0].format(o=thing)} and {b} {second[0].format(o=other)}."
     check = {"contains": [[a], [thing], [b], [other]], "sentences": 1, "prose": True}
-    return Draft(f"both|{phrasing}|{a}|{b}|{thing}|{other}", text, body, check)
+    return Draft(text, body, check)
 
 
 def _closed(source: random.Random) -> Draft:
@@ -133,7 +133,7 @@ def _closed(source: random.Random) -> Draft:
     text = source.choice((f"{told} {question}", f"Read this: {told} {question}", f"{question} {told}"))
     body = STATEMENTS[asked][source.randrange(2)].format(x=name, **{asked: values[asked]})
     check = {"contains": [[values[asked]]], "only": {RELATIONS[asked][1]: [values[asked]], "person": [name]}}
-    return Draft(f"closed|{phrasing}|{name}|{values}", text, body, check)
+    return Draft(text, body, check)
 
 
 def _closed_event(source: random.Random) -> Draft:
@@ -151,7 +151,7 @@ def _closed_event(source: random.Random) -> Draft:
     before = source.random() < 0.3
     text = f"{question} {told}" if before else f"{told} {question}"
     check = {"contains": [[value]], "only": {kind: [value]}, "limit": 10}
-    return Draft(f"event|{before}|{question}|{name}|{deed}|{place}|{day}", text, body, check)
+    return Draft(text, body, check)
 
 
 def _extract(source: random.Random) -> Draft:
@@ -167,10 +167,10 @@ def _extract(source: random.Random) -> Draft:
             ("object", ("find the object in this text", "write down the object"), [thing]),
         )
     )
-    text, phrasing = over_text(source, requests, told)
+    text = over_text(source, requests, told)
     body = f"The {'names are' if kind == 'person' else f'{kind} is'} {'the ' * (kind == 'object')}{listed(items)}."
     check = {"items": items, "count": len(items), "kind": kind, "limit": 10}
-    return Draft(f"extract|{kind}|{phrasing}|{a}|{b}|{thing}|{place}|{day}", text, body, check)
+    return Draft(text, body, check)
 
 
 REWRITE: dict[str, tuple[Writer, float]] = {

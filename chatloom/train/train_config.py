@@ -14,6 +14,7 @@ class TrainConfig:
     """How a model is trained; what is trained on, and for how long, is the stage's."""
 
     # --- optimizer ---
+
     # "muon": the matrices inside the blocks by Muon, the rest by AdamW; faster for training from scratch.
     optimizer: Literal["adamw", "muon"] = "adamw"
     # Of AdamW. nanoGPT's for a GPT-2 from scratch; 2e-5 is usual for fine-tuning a 7B model (Vicuna).
@@ -35,6 +36,7 @@ class TrainConfig:
     clip_norm: float | None = 1.0
 
     # --- schedule ---
+
     # Cosine to a tenth is GPT-3's; linear to 0 is nanochat's for SFT; constant is InstructGPT's for PPO.
     schedule: Literal["constant", "linear", "cosine", "wsd", "warmdown"] = "cosine"
     warmup_steps: int = 0
@@ -45,6 +47,7 @@ class TrainConfig:
     decay_fraction: float | None = None
 
     # --- model while training ---
+
     # InstructGPT's SFT: 0.2. Pretraining on plenty of text, the reward model and PPO: 0.
     dropout: float = 0.0
     # Average of the weights, new = decay * old + (1 - decay) * weights. InstructGPT's PPO: 0.992. None: no average.
@@ -55,6 +58,7 @@ class TrainConfig:
     gradient_checkpointing: bool = False
 
     # --- batch ---
+
     # Rows of one update, over all micro-batches and ranks.
     batch_rows: int = 32
     # Rows of one forward pass on one rank; only memory decides, the result is the same. None: all at once.
@@ -63,6 +67,7 @@ class TrainConfig:
     row_length: int | None = None
 
     # --- along the way ---
+
     save_every_steps: int = 100
     keep_checkpoints: int = 1
     log_every_steps: int = 1

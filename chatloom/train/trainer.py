@@ -108,8 +108,7 @@ class Trainer:
                 those of before the step.
         """
         started = self.clock() if started is None else started
-        if not self.model.training:
-            self.model.train()
+        self.model.train()  # every part: a head's flag says nothing of the trunk that came from a folder
         sums = StepSums()
         for batch in microbatches:
             placed = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}

@@ -9,13 +9,14 @@ import torch
 from chatloom.engine import runner
 from chatloom.engine.engine import Engine
 from chatloom.engine.request import Completion, SamplingParams, derive_seed
+from chatloom.engine.sampling import sample
 from chatloom.models import Decoder, gpt2
 from chatloom.testing.models import VOCAB_SIZE, tiny_llama
 from chatloom.testing.tokenizer import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 # A rollout's log-probability differs from a training forward's by the rounding of differently shaped products.
-CLOSE = {"atol": 2e-5, "rtol": 1e-5}
+ATOL, RTOL = 2e-5, 1e-5
 SAMPLED = SamplingParams(max_tokens=16, temperature=1.0)
 
 
@@ -32,7 +33,7 @@ def same(left: Sequence[Completion], right: Sequence[Completion]) -> None:
     """Equal texts, tokens and reasons; log-probabilities up to rounding."""
     assert [(c.text, c.tokens, c.finish_reason) for c in left] == [(c.text, c.tokens, c.finish_reason) for c in right]
     for one, other in zip(left, right):
-        torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), **CLOSE)
+        torch.testing.assert_close(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=ATOL, rtol=RTOL)
 
 
 def full_logits(model: Decoder, tokens: Sequence[int]) -> torch.Tensor:
@@ -71,7 +72,7 @@ def test_log_probabilities_are_those_of_a_full_forward(temperature: float) -> No
         logits = full_logits(model, [*prompt, *completion.tokens])[len(prompt) - 1 : -1]
         expected = (logits / (temperature or 1.0)).log_softmax(dim=1)
         chosen = expected.gather(1, torch.tensor(completion.tokens)[:, None])[:, 0]
-        torch.testing.assert_close(torch.tensor(completion.logprobs), chosen, **CLOSE)
+        torch.testing.assert_close(torch.tensor(completion.logprobs), chosen, atol=ATOL, rtol=RTOL)
 
 
 def test_batched_is_alone() -> None:
@@ -119,7 +120,7 @@ def test_compaction_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         for i in range(16)
     ]
     sizes: set[int] = set()
-    original = runner.sample
+    original = sample
 
     def watch(logits: torch.Tensor, *rest: object, **options: object) -> tuple[torch.Tensor, torch.Tensor]:
         sizes.add(len(logits))
@@ -327,7 +328,7 @@ def test_a_stream_refuses_at_the_call() -> None:
 def test_a_diverged_model_is_an_error(temperature: float) -> None:
     model = tiny_llama()
     with torch.no_grad():
-        model.final_norm.weight[0] = float("nan")  # type: ignore[operator, index, union-attr]
+        model.final_norm.weight[0] = float("nan")  # type: ignore[operator]
     with pytest.raises(ValueError, match="not finite"):
         engine_of(model).generate([[1, 2]], SamplingParams(temperature=temperature))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL, MakePPO
+from ppo_parts import SMALL, MakePPO
 from torch import nn
 
 import chatloom

@@ -1,11 +1,16 @@
 """The loop: it learns, resumes bit for bit, starts from a ratio of exactly 1, and refuses what cannot work."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import MakePPO
+from ppo_parts import MakePPO, pretraining
+from safetensors.torch import load_file
 
 from chatloom.rl.loop import PPO
 from chatloom.rl.training import pretraining_rows, shuffled
@@ -15,13 +20,6 @@ from chatloom.testing.models import tiny_llama
 def weights(ppo: PPO) -> torch.Tensor:
     modules = (ppo.actor.model, ppo.critic.model)
     return torch.cat([p.detach().flatten().clone() for module in modules for p in module.parameters()])
-
-
-def pretraining(rows: int = 6) -> dict[str, torch.Tensor]:
-    tokens = torch.randint(97, 123, (rows, 24), generator=torch.Generator().manual_seed(3))
-    targets = tokens.roll(-1, dims=1)
-    targets[:, -1] = -100
-    return {"tokens": tokens, "documents": torch.ones_like(tokens), "targets": targets}
 
 
 def test_metrics_have_their_names_and_the_first_ratio_is_exactly_one(make_ppo: MakePPO) -> None:
@@ -176,3 +174,27 @@ class Broken:
 def test_a_reward_that_is_not_finite_stops_the_run(make_ppo: MakePPO) -> None:
     with pytest.raises(ValueError, match="8 of them not finite"):
         make_ppo(reward=Broken()).iteration()
+
+
+def launch(folder: Path, *launcher: str) -> dict[str, float]:
+    script = Path(__file__).parent / "ppo_on_ranks.py"
+    command = [sys.executable, *launcher, str(script), str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr[-4000:]
+    metrics: dict[str, float] = json.loads((folder / "metrics.json").read_text())
+    return metrics
+
+
+def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
+    """Whitening, the ptx scale, metrics and updates are of all ranks' episodes together."""
+    names = ("one", "two")
+    for name in names:
+        (tmp_path / name).mkdir()
+    one = launch(tmp_path / "one")
+    two = launch(tmp_path / "two", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    for key, value in one.items():
+        if not key.startswith(("seconds", "tokens_per")):
+            assert two[key] == pytest.approx(value, rel=1e-3, abs=1e-4), key
+    first, second = (load_file(tmp_path / name / "weights.safetensors")["weights"] for name in names)
+    torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4)

@@ -21,7 +21,10 @@ def answered() -> list[tuple[Example, list[str]]]:
     return [
         (
             each,
-            [demonstrate(source, source.choice(alike[each.category]) if source.random() < 0.25 else each) for _ in range(5)],
+            [
+                demonstrate(source, source.choice(alike[each.category]) if source.random() < 0.25 else each)
+                for _ in range(5)
+            ],
         )
         for each in examples
     ]

@@ -1,5 +1,6 @@
 """The gold score: each flaw costs, a wrong answer costs most, and nothing but an answer pays."""
 
+import itertools
 import random
 from typing import Any
 
@@ -61,7 +62,7 @@ def test_each_flaw_costs_and_a_wrong_answer_costs_more(flaw: str, least: float) 
         assert sum(loss > 0.02 for loss in lost) / len(lost) > 0.9
     else:
         assert min(lost) >= least - 1e-9
-    others = [TASK.grade(each, other.reference) for each, other in zip(EXAMPLES, EXAMPLES[1:])]
+    others = [TASK.grade(each, other.reference) for each, other in itertools.pairwise(EXAMPLES)]
     wrong = [3.0 - grade.score for grade in others if not grade.follows]
     assert len(wrong) > 0.9 * len(others)
     assert sum(wrong) / len(wrong) > sum(lost) / len(lost) + 1.0
@@ -144,7 +145,9 @@ def test_constraints() -> None:
     assert (one.details["right"], one.details["constraint"], one.follows) == (1.0, 0.0, False)
     half = TASK.grade(story, "Sure. One day Anna met Carl in Oakham. They promised to meet again soon.")
     assert half.details["right"] == pytest.approx(2 / 3)
-    letter = example("Write.", "Dear Ida, I found your cup yesterday. Yours, Leo.", starts="Dear Ida", ends="Yours, Leo")
+    letter = example(
+        "Write.", "Dear Ida, I found your cup yesterday. Yours, Leo.", starts="Dear Ida", ends="Yours, Leo"
+    )
     assert TASK.grade(letter, "Sure. Dear Ida, I found your cup yesterday. Yours, Leo.").follows
     assert not TASK.grade(letter, "Dear Ida, I found your cup yesterday.").follows
     three = example("Name three foods.", "", items=["bread", "soup", "cake", "rice"], count=3, kind="food")

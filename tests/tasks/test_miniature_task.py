@@ -57,7 +57,12 @@ def test_splits_share_no_prompt() -> None:
 
 def test_every_word_of_the_test_split_occurs_in_training() -> None:
     seen = {word for talk in TASK.demonstrations(15_000, 0) for message in talk for word in words(message.content)}
-    asked = {word for example in TASK.examples("test", 600, 0) for message in example.prompt for word in words(message.content)}
+    asked = {
+        word
+        for example in TASK.examples("test", 600, 0)
+        for message in example.prompt
+        for word in words(message.content)
+    }
     assert asked <= seen
 
 
