@@ -280,9 +280,7 @@ def load_reward(
     return PretrainedReward(reward_model, chat, config)
 
 
-def _place(
-    model: nn.Module, tensors: dict[str, Tensor], device: torch.device | str | None, dtype: str | None
-) -> None:
+def _place(model: nn.Module, tensors: dict[str, Tensor], device: torch.device | str | None, dtype: str | None) -> None:
     saved = next(iter(tensors.values())).dtype
     model.to(device=device, dtype=runtime.pick_dtype(dtype) if dtype else saved)
     if isinstance(model, RewardModel):

@@ -22,9 +22,14 @@ def test_atomic_write_leaves_the_old_file_on_failure(tmp_path: Path, monkeypatch
 
 def test_atomic_folder_is_whole_or_absent(tmp_path: Path) -> None:
     target = tmp_path / "folder"
-    with pytest.raises(RuntimeError), runtime.atomic_folder(target) as temporary:
-        (temporary / "a").write_text("half")
-        raise RuntimeError
+
+    def fail_halfway() -> None:
+        with runtime.atomic_folder(target) as temporary:
+            (temporary / "a").write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_halfway()
     assert list(tmp_path.iterdir()) == []
     for content in ("one", "two"):
         with runtime.atomic_folder(target) as temporary:

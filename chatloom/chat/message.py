@@ -75,9 +75,7 @@ def check_trainable(conv: Conversation) -> None:
         )
     for index, message in enumerate(conv):
         if not message.content.strip():
-            raise ValueError(
-                f"message {index} ({message.role}) is empty; give it text or leave the conversation out"
-            )
+            raise ValueError(f"message {index} ({message.role}) is empty; give it text or leave the conversation out")
 
 
 def to_dicts(conv: Iterable[Message]) -> list[dict[str, str]]:

@@ -98,9 +98,7 @@ class ChatFormat:
         """
         return self.render_many([conversation], train_on=train_on)[0]
 
-    def render_many(
-        self, conversations: Sequence[Conversation], *, train_on: TrainOn = "all"
-    ) -> list[Rendered]:
+    def render_many(self, conversations: Sequence[Conversation], *, train_on: TrainOn = "all") -> list[Rendered]:
         """Return `[render(c) for c in conversations]`, with all texts encoded in one batch."""
         if train_on not in ("all", "last"):
             raise ValueError(f'train_on is {train_on!r}; it must be "all" or "last"')
@@ -233,9 +231,7 @@ class ChatFormat:
                 pieces.append((text, step.reply))
         return pieces
 
-    def _fit(
-        self, messages: Conversation, *, add_generation_prompt: bool
-    ) -> tuple[tuple[_Step, ...], Sequence[str]]:
+    def _fit(self, messages: Conversation, *, add_generation_prompt: bool) -> tuple[tuple[_Step, ...], Sequence[str]]:
         """Return steps and the contents to fill in that give exactly the text which the template gives."""
         text = self._text(messages, add_generation_prompt=add_generation_prompt)
         steps = self._shape(tuple(message.role for message in messages), add_generation_prompt)
@@ -327,9 +323,7 @@ class ChatFormat:
         return steps
 
     def _text(self, messages: Conversation, *, add_generation_prompt: bool = False) -> str:
-        return self.template.render(
-            messages, add_generation_prompt=add_generation_prompt, variables=self._variables
-        )
+        return self.template.render(messages, add_generation_prompt=add_generation_prompt, variables=self._variables)
 
 
 # A placeholder stands for the content of a message while the template's own text is looked at. It is of private-use

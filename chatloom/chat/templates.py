@@ -52,9 +52,7 @@ class ChatTemplate:
         try:
             self._compiled = _environment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
-            raise ValueError(
-                f"the chat template has an error in line {error.lineno}: {error.message}"
-            ) from error
+            raise ValueError(f"the chat template has an error in line {error.lineno}: {error.message}") from error
 
     def render(
         self,

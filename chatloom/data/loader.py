@@ -23,6 +23,7 @@ from chatloom.data.files import DataError
 from chatloom.data.pack import Batch, PackReport, Sample, best_fit, lay_out, pack, shorten, truncate
 from chatloom.data.store import TokenStore
 
+_ROWS_MULTIPLE = 4  # of packed groups, whose number of rows differs from batch to batch
 BUFFER = 2_000  # sequences that are packed together: enough for rows that are over 99 % full
 
 
@@ -322,7 +323,10 @@ class GroupLoader(_Epochs):
 def pack_groups(groups: Sequence[Group], row_length: int, *, pad: int) -> Batch:
     """Pack whole groups: the batch of `pack`, with `groups` (N,) and `ranks` (N,). No groups give one empty row."""
     samples = [sample for group in groups for sample in group.samples]
-    batch = pack(samples, row_length, pad=pad) if samples else lay_out([], [[]], row_length, pad=pad)
+    if samples:
+        batch = pack(samples, row_length, pad=pad, rows_multiple=_ROWS_MULTIPLE)
+    else:
+        batch = lay_out([], [[]], row_length, pad=pad)
     numbers = [number for number, group in enumerate(groups) for _ in group.samples]
     batch["groups"] = torch.tensor(numbers, dtype=torch.int64)
     batch["ranks"] = torch.tensor([rank for group in groups for rank in group.ranks], dtype=torch.int64)

@@ -256,8 +256,8 @@ def _causes_page(source: random.Random) -> str:
         sentences.append(source.choice(_CAUSE_FORMS)(cause, effect))
         if source.random() < 0.5:
             sentences.append(f"{source.choice(PEOPLE)} knows that {effect} when {cause}.")
-    first, second = source.sample(list(OPPOSITES.items()), 2)
-    sentences.append(f"The opposite of {first[0]} is {first[1]}. The opposite of {second[1]} is {second[0]}.")
+    for one, other in source.sample(list(OPPOSITES.items()), 2):
+        sentences.append(f"The opposite of {one} is {other}. The opposite of {other} is {one}.")
     return " ".join(sentences)
 
 

@@ -13,6 +13,7 @@ from chatloom.data.miniature_stories import (
     FLUFF,
     LETTER_ENDS,
     LETTER_LINES,
+    MOODS,
     NOTICES,
     VERSES,
     in_order,
@@ -188,8 +189,13 @@ def _game(source: random.Random, a: str, b: str) -> str:
     kind, other = source.sample(("animal", "food", "colour", "job", "place", "day"), 2)
     same, odd = source.sample(KINDS[kind], 2), source.choice(KINDS[other])
     shown = source.sample([*same, odd], 3)
+    back = source.choice(list(OPPOSITES.items()))
+    mood = source.choice(list(MOODS))
     return source.choice(
         (
+            f"{a} said on {source.choice(DAYS)}: {source.choice(MOODS[mood])} {b} saw that {a} was {mood}.",
+            f"{a} said: {source.choice(MOODS[mood])} The mood of {a} was {mood}.",
+            f"{a} knew that the opposite of {back[0]} is {back[1]}, and the opposite of {back[1]} is {back[0]}.",
             f"{a} had to say the word {word} twice: {word.capitalize()}, {word}.",
             f"{a} had to say the word {word} three times: {word.capitalize()}, {word}, {word}.",
             f"{a} said {pair[0]}, and {b} knew: The opposite of {pair[0]} is {pair[1]}.",
@@ -201,7 +207,7 @@ def _game(source: random.Random, a: str, b: str) -> str:
 
 _ERRANDS: tuple[tuple[Callable[[random.Random, str, str], str], float], ...] = (
     (_letter, 12), (_note, 24), (_sign, 8), (_tale, 32), (_verse, 6), (_words, 16), (_names, 10), (_gift, 6),
-    (_change, 20), (_read, 14), (_game, 18),
+    (_change, 20), (_read, 14), (_game, 26),
 )  # fmt: skip
 
 

@@ -101,6 +101,14 @@ FLUFF = (
     "Nobody was in a hurry.",
 )
 
+# What people say when they are happy or sad.
+MOODS = {
+    "happy": ("I am so glad today!", "What a wonderful day!", "This is the best news.", "I love this place.",
+              "We laughed all evening.", "My friend came back and I sang."),
+    "sad": ("I am so tired of this.", "What a terrible day!", "This is the worst news.", "I hate this place.",
+            "We cried all evening.", "My friend left and I wept."),
+}  # fmt: skip
+
 
 def story(source: random.Random, num_sentences: int, **slots: str) -> str:
     """A story of one, two or three sentences: of {a} and {b} at {p}, or, where `o` is given, of {a} and the {o}."""

@@ -167,15 +167,20 @@ def best_fit(lengths: Sequence[int] | NDArray[np.int64], capacity: int) -> list[
     return bins
 
 
-def pack(samples: Sequence[Sample], row_length: int, *, pad: int) -> Batch:
+def pack(samples: Sequence[Sample], row_length: int, *, pad: int, rows_multiple: int = 1) -> Batch:
     """Pack samples into as few rows as best fit finds. Returns the batch described at the top of this file.
+
+    Empty rows fill up to a multiple of `rows_multiple`: where batch after batch is packed, fewer different shapes
+    mean fewer kernels that a CPU has to compile and keep.
 
     Raises ValueError for a sample longer than `row_length`, and for samples with different `fields`.
     """
     _check_row_length(row_length)
     if not samples:
         raise ValueError("there are no samples to pack; give at least one")
-    return lay_out(samples, best_fit([len(sample) for sample in samples], row_length), row_length, pad=pad)
+    rows = best_fit([len(sample) for sample in samples], row_length)
+    rows += [[] for _ in range(-len(rows) % rows_multiple)]
+    return lay_out(samples, rows, row_length, pad=pad)
 
 
 def lay_out(samples: Sequence[Sample], rows: Sequence[Sequence[int]], row_length: int, *, pad: int) -> Batch:

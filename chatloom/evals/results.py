@@ -39,6 +39,7 @@ class StageResult:
     follows_sampled: Estimate | None = None  # the same of answers sampled at the evaluation's temperature
     gold: Estimate | None = None  # mean gold score, as everything below of sampled answers
     win_rate: Estimate | None = None  # against SFT by gold score; None for SFT itself
+    gold_over_best: Estimate | None = None  # gold score minus that of best-of-n, paired by prompt
     bits_per_byte: Estimate | None = None  # on held-out documents; None for best-of-n
     bits_per_byte_rise: Estimate | None = None  # minus SFT's, paired by document
     stop_rate: Estimate | None = None  # share of answers that end by themselves

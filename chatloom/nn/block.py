@@ -1,5 +1,6 @@
 """One transformer layer, pre-norm: x + attention(norm(x)), then x + feedforward(norm(x)) (Radford et al. 2019, 2.3)."""
 
+import torch
 from torch import Tensor, nn
 
 from chatloom.nn.attention import Attention
@@ -27,6 +28,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, layer: int, cache: Cache, angles: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), layer, cache, angles))
-        output: Tensor = x + self.dropout(self.feedforward(self.feedforward_norm(x)))
+        x = x + self.dropout(self.attention(_for_matrices(self.attention_norm(x)), layer, cache, angles))
+        output: Tensor = x + self.dropout(self.feedforward(_for_matrices(self.feedforward_norm(x))))
         return output
+
+
+def _for_matrices(x: Tensor) -> Tensor:
+    """Cast once, under autocast, what several matrices read: each would cast it for itself, and back again."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from chatloom.nn.blockwise import attend_blockwise
+
 
 class Cache(Protocol):
     """What a model needs to know about context."""
@@ -33,28 +35,38 @@ def _share_heads(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Ten
     return key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
 
 
-# Up to this many tokens a row, writing the score matrix out is faster on a CPU than torch's fused kernel (bf16
-# training, width 32 to 64 a head: 10 against 19 ms a layer of 8 x 256 tokens); beyond, its memory is what counts.
-_EXPLICIT_UP_TO = 512
+# Up to this many tokens a row the written-out attention is used; beyond, the memory of its probabilities counts.
+_BLOCKWISE_UP_TO = 512
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(q k' / sqrt(D)) v (Vaswani et al. 2017, eq. 1) where `mask` (B, 1, T, S) is true; None is causal."""
-    key, value = _share_heads(query, key, value)
-    time = query.shape[2]
-    half = query.dtype == torch.bfloat16 or torch.is_autocast_enabled(query.device.type)
-    if query.device.type != "cpu" or not half or time > _EXPLICIT_UP_TO or not torch.is_grad_enabled():
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
-    if mask is None:
-        mask = torch.ones(time, time, dtype=torch.bool).tril()
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # (B, H, T, T)
-    floor = torch.zeros(mask.shape, dtype=scores.dtype).masked_fill_(~mask, float("-inf"))
-    attended: Tensor = (scores + floor).softmax(-1) @ value
-    return attended
+class _Mask:
+    """Who sees whom in a causal forward pass. `seen` is (B or 1, 1, T, T) bool; None is all that came before."""
+
+    def __init__(self, seen: Tensor | None) -> None:
+        self.seen = seen
+        self._floor: Tensor | None = None  # made once for all layers
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention (B, H, T, D) of `query` over `key` and `value` (B, G, T, D), which has no cache beside them."""
+        key, value = _share_heads(query, key, value)
+        if query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.shape[2] <= _BLOCKWISE_UP_TO:
+            return attend_blockwise(query, key, value, self._as_floor(query))
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=self.seen, is_causal=self.seen is None)
+
+    def _as_floor(self, query: Tensor) -> Tensor:
+        """0 where seen and -inf where not, in the dtype of `query`."""
+        time = query.shape[2]
+        if self._floor is None or self._floor.dtype != query.dtype or self._floor.shape[3] != time:
+            seen = torch.ones(1, 1, time, time, dtype=torch.bool).tril() if self.seen is None else self.seen
+            self._floor = torch.zeros(seen.shape, dtype=query.dtype).masked_fill_(~seen, float("-inf"))
+        return self._floor
 
 
 class Causal:
     """Every token sees itself and what stands before it in its row."""
+
+    def __init__(self) -> None:
+        self._mask = _Mask(None)
 
     def positions(self, tokens: Tensor) -> Tensor:
         """0, 1, 2, ... in every row."""
@@ -62,7 +74,7 @@ class Causal:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Causal attention within the row."""
-        return _attention(query, key, value, None)
+        return self._mask.attend(query, key, value)
 
 
 class Packed:
@@ -76,7 +88,7 @@ class Packed:
         time = documents.shape[1]
         same = documents[:, None, :, None] == documents[:, None, None, :]  # (B, 1, T, T)
         causal = torch.ones(time, time, dtype=torch.bool, device=documents.device).tril()
-        self.mask = same & causal
+        self._mask = _Mask(same & causal)
         starts = torch.ones_like(documents, dtype=torch.bool)
         starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
         index = torch.arange(time, device=documents.device).expand(documents.shape)
@@ -88,7 +100,7 @@ class Packed:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Causal attention within each document."""
-        return _attention(query, key, value, self.mask)
+        return self._mask.attend(query, key, value)
 
 
 class Dense:

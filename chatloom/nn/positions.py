@@ -5,6 +5,8 @@ proportional to the position, so that their product depends on the distance alon
 layout of the LLaMA checkpoints.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +33,26 @@ class Rotary(nn.Module):
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Turn the channel pairs of `x` (B, H, T, D), in the dtype of `x`."""
+    """Turn the channel pairs of `x` (B, H, T, D), in the dtype of `x`, by the tables of `Rotary.at`."""
+    turned: Tensor = _Rotation.apply(x, cosines, sines)  # type: ignore[no-untyped-call]
+    return turned
+
+
+def _turn(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     half = x.shape[-1] // 2
-    swapped = torch.cat((x[..., half:], x[..., :half]), dim=-1)
-    return x * cosines.to(x.dtype) + swapped * sines.to(x.dtype)
+    return torch.addcmul(x * cosines, torch.cat((x[..., half:], x[..., :half]), dim=-1), sines)
+
+
+class _Rotation(torch.autograd.Function):
+    """The gradient of a rotation is the rotation back: one turn, where autograd would take the halves apart again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+        cosines, sines = cosines.to(x.dtype), sines.to(x.dtype)
+        ctx.save_for_backward(cosines, sines)
+        return _turn(x, cosines, sines)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        cosines, sines = ctx.saved_tensors
+        return _turn(gradient, cosines, -sines), None, None

@@ -20,6 +20,7 @@ from chatloom.objectives import Loss
 
 IGNORED = -100  # the target of a position that does not count; torch's own convention
 _CHUNK_ROWS = 1024
+_ROW_MULTIPLE = 256
 _RECOMPUTED_LOGITS = 2**27  # above this many logits (512 MiB in fp32) chunks are recomputed, which costs a third
 
 
@@ -43,6 +44,7 @@ def cross_entropy(network: Any, hidden: Tensor, targets: Tensor) -> Loss:
     """The same for hidden states (N, C) and targets (N,) that are already selected; `network` has `logits`."""
     weight = hidden.new_tensor(float(len(targets)), dtype=torch.float32)
     total = correct = hidden.new_zeros((), dtype=torch.float32)
+    hidden, targets = padded(hidden, 0.0), padded(targets, IGNORED)
     num_logits = 0  # of the whole call; known after the first chunk
     # When nothing counts there is one empty chunk, and the loss is zero, but with a graph.
     for some_hidden, some_targets in zip(
@@ -59,10 +61,20 @@ def cross_entropy(network: Any, hidden: Tensor, targets: Tensor) -> Loss:
     return Loss(total, weight, {"accuracy": (correct, weight)})
 
 
+def padded(rows: Tensor, value: float) -> Tensor:
+    """Rows (N, ...) filled up with `value` to a multiple of 256.
+
+    The number that counts is another one in every batch, and oneDNN compiles and keeps a matrix product for every
+    shape it meets: without this, memory grows by several megabytes a step.
+    """
+    missing = -len(rows) % _ROW_MULTIPLE
+    return rows if missing == 0 else torch.cat((rows, rows.new_full((missing, *rows.shape[1:]), value)))
+
+
 def _chunk(network: Any, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, int]:
     """Sum of nats and number of hits of (n, C) and (n,), in fp32 whatever the autocast; and V."""
     logits = network.logits(hidden).float()  # (n, V)
     with torch.no_grad():
-        target_logits = logits.gather(1, targets[:, None]).squeeze(1)
-        hits = (target_logits == logits.amax(dim=-1)).sum().float()
+        target_logits = logits.gather(1, targets.clamp(min=0)[:, None]).squeeze(1)
+        hits = ((target_logits == logits.amax(dim=-1)) & (targets != IGNORED)).sum().float()
     return F.cross_entropy(logits, targets, reduction="sum"), hits, logits.shape[-1]

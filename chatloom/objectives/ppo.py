@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from chatloom.objectives import Loss, Objective
-from chatloom.objectives.causal_lm import causal_lm
+from chatloom.objectives.causal_lm import causal_lm, padded
 
 _CHUNK_LOGITS = 2**21  # see causal_lm: chunks of logits that stay in a CPU's cache
 _CHUNK_ROWS = 512
@@ -46,7 +46,9 @@ def action_logprobs(
     actions = batch["actions"]
     hidden = network.hidden(batch["tokens"], documents=batch["documents"])[actions]  # (A, C)
     chosen = batch["tokens"].roll(-1, dims=1)[actions]  # (A,) the token after each action's position
-    rows = max(_CHUNK_ROWS, _CHUNK_LOGITS // network.config.vocab_size)
+    num_actions = len(hidden)
+    hidden, chosen = padded(hidden, 0.0), padded(chosen, 0)
+    rows = max(_CHUNK_ROWS, _CHUNK_LOGITS // network.config.vocab_size // _CHUNK_ROWS * _CHUNK_ROWS)
     logprobs, entropies = [], []
     for some_hidden, some_chosen in zip(torch.split(hidden, rows), torch.split(chosen, rows), strict=True):
         logits = network.logits(some_hidden).float()  # (a, V)
@@ -59,7 +61,7 @@ def action_logprobs(
             else:
                 probabilities = logits.softmax(dim=-1)
                 entropies.append(logits.logsumexp(dim=-1) - (probabilities * logits).sum(dim=-1))
-    return torch.cat(logprobs), torch.cat(entropies)
+    return torch.cat(logprobs)[:num_actions], torch.cat(entropies)[:num_actions]
 
 
 def clipped_policy_loss(

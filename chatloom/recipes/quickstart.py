@@ -29,6 +29,9 @@ from chatloom.tasks.miniature import Miniature
 from chatloom.train.train_config import TrainConfig
 
 _MINUTES = 5.0  # what the amounts of `stages` are for, on two cores
+# Of everything that is sampled: rankings, rollouts and evaluation. A model this small and this briefly trained is too
+# unsure of itself at 1; Ziegler et al. (2019) sampled at 0.7.
+_TEMPERATURE = 0.8
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,15 @@ class Amounts:
     """How much of everything; `Config.minutes` scales it."""
 
     documents: int = 30_000
-    pretrain_steps: int = 400
-    demonstrations: int = 40_000
+    pretrain_steps: int = 185
+    demonstrations: int = 45_000
     sft_epochs: int = 1
     ranked_prompts: int = 1_600
     ppo_prompts: int = 4_000
     ppo_iterations: int = 12
     episodes: int = 256
     evaluated: int = 400
+    held_out_documents: int = 300
     vocab_size: int = 1536
     width: int = 128
     num_layers: int = 4
@@ -80,6 +84,7 @@ TINY = Amounts(
     ppo_iterations=2,
     episodes=16,
     evaluated=12,
+    held_out_documents=30,
     vocab_size=400,
     width=32,
     num_layers=2,
@@ -118,7 +123,7 @@ def stages(config: Config) -> dict[str, tuple[Any, Any]]:
         output_dir=folder["ppo"],
         ptx_data=data["corpus"],
         gold_task="miniature",
-        rollout_dtype="fp32",
+        rollout_dtype="bf16",
         ppo=PPOConfig(
             iterations=size.ppo_iterations,
             episodes_per_iteration=size.episodes,
@@ -128,13 +133,14 @@ def stages(config: Config) -> dict[str, tuple[Any, Any]]:
             critic_learning_rate=1e-3,
             whiten_rewards=False,
             clip_value=None,
-            value_head_init="reward_model",
+            critic_only_iterations=1,
             anneal_learning_rate=True,
             warmup_iterations=1,
-            kl_coefficient=0.02,
+            kl_coefficient=0.35,
             actor_ema_decay=None,
             ptx_coefficient=0.1,
             ptx_rows=8,
+            rollout_temperature=_TEMPERATURE,
         ),
         train=replace(training.BASE, dtype="bf16", seed=seed, row_length=128, save_every_steps=5),
     )
@@ -159,7 +165,7 @@ def stages(config: Config) -> dict[str, tuple[Any, Any]]:
                 inner_width=3 * size.width,
                 steps=size.pretrain_steps,
                 train=TrainConfig(
-                    **muon,
+                    **muon | {"row_length": 256},
                     learning_rate=3e-3,
                     schedule="warmdown",
                     warmup_steps=5,
@@ -183,14 +189,19 @@ def stages(config: Config) -> dict[str, tuple[Any, Any]]:
                     schedule="linear",
                     warmup_steps=10,
                     final_learning_rate_ratio=0.0,
-                    batch_rows=32,
+                    batch_rows=64,
                 ),
             ),
         ),
         "comparisons": (
             rank,
             rank.Config(
-                model=folder["sft"], output_dir=folder["comparisons"], num_prompts=size.ranked_prompts, seed=seed
+                model=folder["sft"],
+                output_dir=folder["comparisons"],
+                num_prompts=size.ranked_prompts,
+                temperature=_TEMPERATURE,
+                dtype="bf16",
+                seed=seed,
             ),
         ),
         "reward": (
@@ -223,6 +234,9 @@ def stages(config: Config) -> dict[str, tuple[Any, Any]]:
                 ppo_ptx=folder["ppo"],
                 output_dir=folder["evaluation"],
                 num_prompts=size.evaluated,
+                num_documents=size.held_out_documents,
+                temperature=_TEMPERATURE,
+                dtype="bf16",
                 seed=seed,
             ),
         ),
@@ -305,7 +319,9 @@ def _options(config: Any, default: Any = None) -> list[str]:
             if isinstance(value, bool):
                 options.append(f"--{name}" if value else f"--no-{name}")
             else:
-                options += [f"--{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+                words = [str(each) for each in value] if isinstance(value, tuple) else [str(value)]
+                # A value that looks like an option has to be joined to its own.
+                options += [f"--{name}={words[0]}"] if words[0].startswith("-") else [f"--{name}", *words]
     return options
 
 

@@ -147,7 +147,8 @@ def pack_episodes(
             restart at every document and padding is a document of its own.
         read_prompt: False adds `critic_documents`, which part the prompt from its last token and the response.
     """
-    packed = pack([Sample(np.array(each.prompt + each.response)) for each in rollouts], row_length, pad=pad)
+    samples = [Sample(np.array(each.prompt + each.response)) for each in rollouts]
+    packed = pack(samples, row_length, pad=pad, rows_multiple=4)
     spans = packed["spans"]  # (N, 3) row, first column, length
     batch = {"tokens": packed["tokens"], "documents": packed["documents"]}
     starts = spans[:, 1]

@@ -286,6 +286,10 @@ def _row(
     if name != results.SFT and results.SFT in evaluation.grades:
         scores = [[grade.score for grade in evaluation.grades[each]] for each in (name, results.SFT)]
         win_rate = judge.compare(scores[0], scores[1]).win_rate
+    best = evaluation.grades.get(f"{results.BEST_OF_N}{evaluation.config.best_of}")
+    over_best = None
+    if best is not None and name in (results.PPO, results.PPO_PTX):
+        over_best = intervals.mean([ours.score - theirs.score for ours, theirs in zip(grades, best, strict=True)])
     has_rise = measured is not None and name not in (results.SFT, results.BASE)
     return results.StageResult(
         name=name,
@@ -294,6 +298,7 @@ def _row(
         follows_sampled=summary.follows,
         gold=summary.gold,
         win_rate=win_rate,
+        gold_over_best=over_best,
         bits_per_byte=None if measured is None else measured.bits_per_byte(),
         bits_per_byte_rise=(
             likelihood.rise(measured, evaluation.sft_likelihood) if measured is not None and has_rise else None

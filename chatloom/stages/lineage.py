@@ -30,7 +30,7 @@ def _add(steps: dict[tuple[str, str], LineageStep], entry: dict[str, Any]) -> No
         if role.endswith("data"):
             steps.setdefault(("data", digest), LineageStep("data", f"{folder}: {role}", digest))
     kind = _KINDS.get(entry["stage"])
-    digest = entry["weights"] or entry["inputs"].get("tokenizer") or "-"
+    digest = entry["weights"] or "-"
     if kind is not None:
         steps.setdefault((kind, f"{folder}{digest}"), LineageStep(kind, folder, digest))
 

@@ -27,6 +27,8 @@ from chatloom.models import Decoder, RewardModel
 MANIFEST = "manifest.json"
 # Where a run lies, and how it is shown, does not make it another run.
 _FREE_FIELDS = ("output_dir", "log_every_steps", "tensorboard", "keep_checkpoints", "save_every_steps")
+# What stands for a folder in the lineage: a model's weights, or a tokenizer where there is no model.
+_PRODUCTS = (checkpoint.WEIGHTS, "tokenizer.json")
 # What a kill in the middle of a write leaves in a run folder: `.NAME.RANDOM`.
 _WRITTEN = (
     *(MANIFEST, checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.TEMPLATE, "generation_config.json"),
@@ -66,11 +68,11 @@ class Run:
 
     def finish(self, **results: Any) -> dict[str, Any]:
         """Write down that the stage has ended, with what it found; returns `results`."""
-        weights = self.folder / "model.safetensors"
+        made = [self.folder / name for name in _PRODUCTS if (self.folder / name).exists()]
         self.manifest |= {
             "status": "complete",
             "results": results,
-            "weights": file_digest(weights) if weights.exists() else None,
+            "weights": file_digest(made[0]) if made else None,
             "seconds": self.manifest.get("seconds", 0.0) + time.monotonic() - self.started,
             "peak_memory_bytes": runtime.peak_memory_bytes(),
         }
@@ -206,7 +208,7 @@ def _input_digest(path: Path) -> str:
     """Digest of what matters of an input: a model's weights, a file's bytes, or all files of a folder."""
     if path.is_file():
         return file_digest(path)
-    for name in ("model.safetensors", "tokenizer.json"):
+    for name in _PRODUCTS:
         if (path / name).exists():
             return file_digest(path / name)
     files = sorted(file for file in path.rglob("*") if file.is_file())

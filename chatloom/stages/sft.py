@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from chatloom import checkpoint, runtime
-from chatloom.chat.message import Conversation, check_trainable
+from chatloom.chat.message import Conversation
 from chatloom.chat.render import ChatFormat, TrainOn
 from chatloom.data.formats import read_conversations
 from chatloom.data.loader import Loader
@@ -96,8 +96,6 @@ def run(config: Config) -> dict[str, Any]:
 
 def _read(config: Config) -> tuple[Any, list[Conversation]]:
     conversations = read_conversations(config.data)
-    for conversation in conversations:
-        check_trainable(conversation)
     if config.validation_data is not None:
         return conversations, list(read_conversations(config.validation_data))
     return split_off(conversations, one_in=50)

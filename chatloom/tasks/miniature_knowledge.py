@@ -4,7 +4,7 @@ import random
 
 from chatloom.data.miniature import question_key
 from chatloom.data.miniature_phrases import STATEMENTS, UNKNOWABLE, WRAPPERS, facts_of, questions, statement
-from chatloom.data.miniature_stories import in_order, listed
+from chatloom.data.miniature_stories import MOODS, in_order, listed
 from chatloom.data.miniature_world import (
     ACTIVITIES,
     ANIMALS,
@@ -175,17 +175,9 @@ def _who(source: random.Random) -> Draft:
     return Draft(text, body, {"items": people, "count": 1, "kind": "person"})
 
 
-_MOODS = {
-    "happy": ("I am so glad today!", "What a wonderful day!", "This is the best news.", "I love this place.",
-              "We laughed all evening.", "My friend came back and I sang."),
-    "sad": ("I am so tired of this.", "What a terrible day!", "This is the worst news.", "I hate this place.",
-            "We cried all evening.", "My friend left and I wept."),
-}  # fmt: skip
-
-
 def _mood(source: random.Random) -> Draft:
-    mood = source.choice(list(_MOODS))
-    said = source.choice(_MOODS[mood])
+    mood = source.choice(list(MOODS))
+    said = source.choice(MOODS[mood])
     if source.random() < 0.6:
         said = f"{source.choice((*PEOPLE, *STRANGERS))} said on {source.choice(DAYS)}: {said}"
     requests = (
@@ -280,8 +272,8 @@ BRAINSTORMING: dict[str, tuple[Writer, float]] = {
 }
 CLASSIFICATION: dict[str, tuple[Writer, float]] = {"mood": (_mood, 50), "kind": (_kind, 50)}
 OTHER: dict[str, tuple[Writer, float]] = {
-    "odd one out": (_odd_one, 20),
-    "opposite": (_opposite, 25),
-    "complete": (_complete, 30),
-    "repeat": (_repeat, 25),
+    "odd one out": (_odd_one, 12),
+    "opposite": (_opposite, 28),
+    "complete": (_complete, 32),
+    "repeat": (_repeat, 28),
 }

@@ -158,9 +158,7 @@ class Tokenizer:
 
     @cached_property
     def _digest(self) -> str:
-        canonical = json.dumps(
-            json.loads(self._serialized), sort_keys=True, separators=(",", ":"), ensure_ascii=False
-        )
+        canonical = json.dumps(json.loads(self._serialized), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def save(self, folder: str | Path, *, model_max_length: int | None = None) -> None:
@@ -177,9 +175,7 @@ class Tokenizer:
         if model_max_length is not None:
             config["model_max_length"] = model_max_length
         write_atomically(folder / "tokenizer.json", self._serialized)
-        write_atomically(
-            folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        )
+        write_atomically(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":

@@ -2,7 +2,7 @@
 
 Facts worth knowing:
 * An objective returns a sum and a count; gradients of the sums of all micro-batches and ranks are added up and
-  divided once by the whole count. So the update is the same however a batch is cut (DESIGN, invariant 3).
+  divided once by the whole count. So the update is the same however a batch is cut (invariant 3 of the philosophy).
 * `step` is one update from given micro-batches: PPO calls it in its own epochs. `run` loops over a loader.
 * A checkpoint holds weights, optimizer, average, generators of all ranks, loader and whatever else is registered.
   10 steps are 5, a kill, and 5 more, bit for bit on a CPU (invariant 4).

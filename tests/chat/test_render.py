@@ -125,15 +125,11 @@ def test_the_mask_counts_replies_and_their_ends_and_nothing_else(name):
     assert sum(chat.render(TURNS[:2]).loss_mask) == 0
 
 
-WORDS = st.lists(
-    st.sampled_from(["geese", " ", "\n", "Ada", "鹅", "<|user|>", "<|im_end|>", "<|", "\ue0f00\ue0f1"])
-)
+WORDS = st.lists(st.sampled_from(["geese", " ", "\n", "Ada", "鹅", "<|user|>", "<|im_end|>", "<|", "\ue0f00\ue0f1"]))
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(WORDS.map("".join), min_size=2, max_size=6), st.booleans(), st.sampled_from(["ours", "chatml"])
-)
+@given(st.lists(WORDS.map("".join), min_size=2, max_size=6), st.booleans(), st.sampled_from(["ours", "chatml"]))
 def test_what_is_served_is_what_is_trained(contents, system, name):
     chat = FORMATS[name]()
     roles = [SYSTEM] * system + [USER, ASSISTANT] * 3
@@ -185,9 +181,7 @@ def test_a_template_that_edits_messages_takes_no_special_text():
 
 def test_a_template_that_leaves_a_message_out():
     chat = chatml(
-        CHATML.replace(
-            "{% for message in messages", "{% for message in messages if message['role'] != 'system'"
-        )
+        CHATML.replace("{% for message in messages", "{% for message in messages if message['role'] != 'system'")
     )
     assert "Be brief" not in text_of(chat, chat.render(TURNS).tokens)
     assert trained_text(chat, chat.render(TURNS)) == ["Ada.<|im_end|>", "By the mill.<|im_end|>"]
@@ -197,9 +191,7 @@ def test_a_template_whose_prompt_is_no_prefix_is_refused():
     chat = chatml(THINKING)
     # A single reply: the prompt is a prefix, and what stands between belongs to the reply.
     assert trained_text(chat, chat.render(TURNS[:3])) == ["<think></think>Ada.<|im_end|>"]
-    with pytest.raises(
-        ValueError, match=r"the reply in message 2 is not the beginning.*goes on with '<think>"
-    ):
+    with pytest.raises(ValueError, match=r"the reply in message 2 is not the beginning.*goes on with '<think>"):
         chat.render(TURNS)
     middle = chatml(CHATML.replace("'<|im_start|>' +", "('!' if loop.last else '') + '<|im_start|>' +"))
     with pytest.raises(
@@ -244,9 +236,7 @@ def test_check_finds_nothing_in_sound_formats():
         (CHATML, r"writes <|im_start|>, which is no special token of this tokenizer; it is spelled out as"),
         ("{{ raise_exception('not today') }}", "not today"),
         (
-            CHATLOOM_TEMPLATE.replace(
-                "message['content'] + '<|end_of_turn|>' -}}", "message['content'] -}}", 1
-            ),
+            CHATLOOM_TEMPLATE.replace("message['content'] + '<|end_of_turn|>' -}}", "message['content'] -}}", 1),
             "closes a reply with no special token",
         ),
         (

@@ -53,8 +53,10 @@ def test_gradient_by_hand() -> None:
 
 def test_only_counted_positions_are_projected() -> None:
     model = Table([[0.0, 1.0], [1.0, 0.0]])
-    causal_lm(model, batch([[0, 1, 0, 1]], [[-100, -100, 1, -100]]))
-    assert model.projected == 1
+    loss = causal_lm(model, batch([[0, 1] * 300], [[-100, -100, 1, *[-100] * 597]]))
+    assert model.projected == 256  # of 600: the one that counts, filled up to a multiple of 256
+    assert loss.weight.item() == 1
+    assert loss.metrics["accuracy"][0].item() == 1  # the likeliest after 0 is 1; what fills up is no hit
 
 
 def test_nothing_counted_is_zero_with_zero_gradient() -> None:

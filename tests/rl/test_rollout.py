@@ -49,14 +49,15 @@ def test_there_and_back(side: str) -> None:
 
 def test_left_padding_is_at_the_left() -> None:
     episodes = pack_episodes([THREE[0]], row_length=8, pad=9, padding_side="left")
-    assert episodes.batch["tokens"].tolist() == [[9, 9, 9, 11, 12, 13, 21, 22]]
-    assert episodes.batch["documents"].tolist() == [[0, 0, 0, 1, 1, 1, 1, 1]]
+    # Empty rows fill up to a multiple of four.
+    assert episodes.batch["tokens"].tolist() == [[9, 9, 9, 11, 12, 13, 21, 22], *[[9] * 8] * 3]
+    assert episodes.batch["documents"].tolist() == [[0, 0, 0, 1, 1, 1, 1, 1], *[[0] * 8] * 3]
     assert episodes.batch["actions"].nonzero()[:, 1].tolist() == [5, 6]
 
 
 def test_critic_documents_part_prompt_and_response() -> None:
     episodes = pack_episodes([THREE[0]], row_length=8, pad=0, read_prompt=False)
-    assert episodes.batch["critic_documents"].tolist() == [[2, 2, 3, 3, 3, 0, 0, 0]]
+    assert episodes.batch["critic_documents"][0].tolist() == [2, 2, 3, 3, 3, 0, 0, 0]
 
 
 def test_collect_gives_what_the_engine_said_in_order(chat: ChatFormat) -> None:

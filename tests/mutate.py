@@ -1,0 +1,302 @@
+"""Breaks the source one line at a time and asks that a test notices each: a test that cannot fail guards nothing.
+
+`make mutate` runs it all, `make mutate ARGS=--list` says what there is, and `ARGS="--only 7"` runs one.
+
+* The package and its tests are copied to a temporary folder, and only the copy is ever broken.
+* First every selection must pass on the copy as it is. Then each breakage must make its selection fail.
+* Errors, all with exit status 1: a breakage that survives; an old text that does not occur exactly once, because the
+  source has changed; a test that is not there; a run that ends in any way but a failed test.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+LIMIT = 900  # seconds a run may take; only one that hangs takes more
+
+
+class Breakage(NamedTuple):
+    """In chatloom/`file`, `old` becomes `new`; `tests`, a file or a test of tests/, must then fail."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+    reason: str
+
+
+# fmt: off
+BREAKAGES = tuple(Breakage(*row) for row in (
+    # --- the model ---
+    ("nn/cache.py", "is_causal=self.seen is None", "is_causal=False",
+     "parity/test_transformers_models.py::test_cached_equals_full", "a token sees what comes after it"),
+    ("nn/cache.py", "_Mask(same & causal)", "_Mask(causal.expand_as(same))",
+     "evals/test_likelihood.py::test_packed_together_is_each_alone_by_the_slow_oracle",
+     "documents of a row see each other"),
+    ("nn/cache.py", "starts[:, 1:] = documents[:, 1:] != documents[:, :-1]", "starts[:, 1:] = False",
+     "parity/test_transformers_models.py::test_padded_rows_match", "positions go on in the next document"),
+    ("nn/cache.py", "key.repeat_interleave(repeats, dim=1)", "key.repeat(1, repeats, 1, 1)",
+     "parity/test_transformers_models.py::test_logits_and_gradients", "grouped queries meet another group's keys"),
+    ("nn/cache.py", "self.lengths = self.lengths + self._counts", "self.lengths = self.lengths + 1",
+     "engine/test_engine.py::test_greedy_is_a_loop_of_full_forwards", "a prompt advances the cache by one"),
+    ("nn/cache.py", "slots <= self._index[:, :, None]", "slots < self._index[:, :, None] + (time > 1)",
+     "engine/test_engine.py::test_greedy_is_a_loop_of_full_forwards", "a decoded token does not see itself"),
+    ("nn/positions.py", "(-torch.ones(head_width // 2), torch.ones(head_width // 2))",
+     "(torch.ones(head_width // 2), -torch.ones(head_width // 2))",
+     "nn/test_written_out_gradients.py::test_a_rotation_keeps_lengths_and_turns_by_the_angle",
+     "rotary embedding turns backwards"),
+    ("nn/positions.py", "_turn(gradient, cosines, -sines)", "_turn(gradient, cosines, sines)",
+     "nn/test_written_out_gradients.py::test_gradient_of_a_rotation", "its gradient is not turned back"),
+    ("nn/norms.py", ".add_(epsilon)", ".add_(0.0)",
+     "nn/test_written_out_gradients.py::test_rms_norm_is_that_of_torch", "RMSNorm without its epsilon"),
+    ("nn/norms.py", ".div_(x.shape[-1])", "",
+     "nn/test_written_out_gradients.py::test_rms_norm_is_that_of_torch", "RMSNorm by the sum, not the mean"),
+
+    # --- language modelling and the update ---
+    ("data/pack.py", "np.where(counted[1:], flat[1:]", "np.where(counted[:-1], flat[1:]",
+     "data/test_pack.py::test_pack_by_hand", "the loss mask is not shifted with the targets"),
+    ("data/pack.py", "counted[begins] = False", "counted[begins] |= False",
+     "data/test_pack.py::test_pack_by_hand", "a document's last token predicts the next document"),
+    ("train/trainer.py", "loss.total.backward()", "(loss.total / loss.weight).backward()",
+     "equivalence/test_accumulation.py::test_loss_gradient_and_update_are_the_same",
+     "a mean of means over micro-batches"),
+    ("train/parallel.py", "(gradients, clipped / weight)", "(gradients, clipped)",
+     "train/test_parallel.py::test_divide_then_clip", "the gradient is not divided by what counted"),
+    ("train/parallel.py", "clip_norm / (norm + 1e-6)", "clip_norm / (norm * weight + 1e-6)",
+     "train/test_parallel.py::test_divide_then_clip", "clipped before the division"),
+    ("train/averaging.py", "weights, 1 - self.decay", "weights, self.decay",
+     "train/test_averaging.py::test_by_hand", "the average takes the new weights' share for the old"),
+    ("train/schedules.py", "(step + 1) / (warmup_steps + 1)", "step / warmup_steps",
+     "train/test_schedules.py", "the first update has a learning rate of 0"),
+    ("train/schedules.py", "1 - math.sqrt(progress)", "1 - progress",
+     "train/test_schedules.py", "the cooldown is linear"),
+    ("train/optimizers.py", "averages, gradients, 1 - momentum)", "averages, gradients, momentum)",
+     "train/test_optimizers.py::test_muon_against_a_slow_version", "Muon's momentum and gradient change places"),
+    ("train/optimizers.py", "rows / columns", "columns / rows",
+     "train/test_optimizers.py::test_muon_against_a_slow_version", "Muon scales wide matrices, not tall ones"),
+    ("train/optimizers.py", 'others, "weight_decay": 0.0', 'others, "weight_decay": config.weight_decay',
+     "train/test_optimizers.py::test_only_matrices_decay", "norms and biases decay"),
+
+    # --- resuming ---
+    ("data/loader.py", "self._epoch, self._step = epoch, step", "self._epoch, self._step = epoch, 0",
+     "data/test_loader.py::test_resume_is_exact", "a resumed loader begins its epoch again"),
+    ("train/optimizers.py", 'self.num_updates = int(state["num_updates"])', "self.num_updates = 0",
+     "train/test_optimizers.py::test_state_round_trip", "a resumed optimizer warms its momentum up again"),
+    ("train/trainer.py", 'self.optimizer.load_state_dict(state["optimizer"])', "pass",
+     "equivalence/test_resume_training.py::test_ten_steps_are_five_and_five[adamw]",
+     "a resumed optimizer has no moments"),
+    ("train/trainer.py", 'runtime.restore_random_state(tree["random"][runtime.rank()])', "pass",
+     "equivalence/test_resume_training.py::test_ten_steps_are_five_and_five[adamw]",
+     "torch's generator is not resumed"),
+    ("rl/loop.py", 'self.kl.beta = float(state["beta"])', "pass",
+     "rl/test_ppo_loop.py::test_resumed_is_uninterrupted_bit_for_bit", "the KL coefficient is not resumed"),
+
+    # --- the reward model ---
+    ("objectives/reward.py", "(losses * share).sum()", "losses.sum()",
+     "objectives/test_reward_objective.py", "pairs are not divided by the pairs of their prompt"),
+    ("objectives/reward.py", "ranks[:, None] < ranks[None, :]", "ranks[:, None] <= ranks[None, :]",
+     "objectives/test_reward_objective.py", "ties count as pairs"),
+    ("objectives/reward.py", "-float(scores.mean()) / deviation", "-float(scores.mean())",
+     "objectives/test_reward_objective.py", "the bias is not scaled as the gain is"),
+    ("checkpoint.py", '"reward_gain": model.gain, "reward_bias": model.bias', '"reward_gain": 1.0, "reward_bias": 0.0',
+     "parity/test_transformers_models.py::test_reward_model_is_a_sequence_classifier", "gain and bias are not saved"),
+    ("data/pack.py", "spans[:, 1] + spans[:, 2] - 1", "spans[:, 1] + spans[:, 2] - 2",
+     "data/test_pack.py::test_pack_by_hand", "the score is read before the last token"),
+
+    # --- PPO ---
+    ("objectives/ppo.py", "loss = torch.maximum(free, clipped)", "loss = torch.minimum(free, clipped)",
+     "objectives/test_ppo_objective.py::test_clipped_policy_loss_by_hand", "the ratio is clipped on the wrong side"),
+    ("objectives/ppo.py", "return torch.maximum(free, clipped)", "return torch.minimum(free, clipped)",
+     "objectives/test_ppo_objective.py::test_clipped_value_loss_by_hand", "the better of the value errors counts"),
+    ("objectives/ppo.py", "logits = logits / temperature", "pass",
+     "objectives/test_ppo_objective.py::test_action_logprobs_equal_the_whole_softmax",
+     "log-probabilities are not at the sampler's temperature"),
+    ("objectives/ppo.py", 'batch["ptx_scale"] * language.total', "language.total",
+     "objectives/test_ppo_objective.py::test_ptx_adds_the_coefficient_times_the_language_model_mean_to_the_full_actor_mean",
+     "the objective does not scale the ptx loss"),
+    ("rl/loop.py", "ptx_coefficient * num_actions / max(1, num_ptx_tokens)", "ptx_coefficient",
+     "rl/test_ppo_loop.py", "the loop does not scale the ptx loss by its tokens"),
+    ("rl/advantages.py", "(gamma * lambda_) ** ahead", "(gamma * lambda_**2) ** ahead",
+     "rl/test_advantages.py::test_three_tokens_by_hand", "advantages decay too fast"),
+    ("rl/advantages.py", "rewards + gamma * after - values", "rewards + gamma * values - after",
+     "rl/test_advantages.py::test_three_tokens_by_hand", "the value before and after change places"),
+    ("rl/advantages.py", "if not shift_mean:", "if shift_mean:",
+     "rl/test_details.py::test_15_whitening_keeps_the_mean_of_rewards_and_shifts_that_of_advantages",
+     "whitened rewards lose their mean"),
+    ("rl/advantages.py", "sums[2] / count - mean.square()", "(sums[2] - count * mean.square()) / (count - 1)",
+     "rl/test_details.py::test_15_whitening_keeps_the_mean_of_rewards_and_shifts_that_of_advantages",
+     "variance of the sample, not the population"),
+    ("rl/rewards.py", "- beta * penalty", "+ beta * penalty",
+     "rl/test_details.py::test_14_kl_a_token_and_the_score_at_the_end", "divergence from the reference is rewarded"),
+    ("rl/rewards.py", "== lengths[:, None] - 1", "== mask.shape[1] - 1",
+     "rl/test_details.py::test_06_the_score_lands_on_the_last_token", "the score lands on padding"),
+    ("rl/experience.py", "torch.full_like(scores, value)", "scores",
+     "rl/test_details.py::test_12_a_response_without_a_stop", "a response without a stop keeps its score"),
+    ("rl/kl.py", "kl / self.target - 1.0", "1.0 - kl / self.target",
+     "rl/test_details.py::test_17_adaptive_kl", "the penalty falls when KL is too large"),
+
+    # --- generation ---
+    ("engine/sampling.py", "(before < share * within_k)", "(cumulative < share * within_k)",
+     "engine/test_sampling.py::test_top_p_keeps_the_fewest_that_reach_it", "top-p drops the token that reaches it"),
+    ("engine/sampling.py", "- largest - total.log()", "- largest - cumulative[:, -1:].log()",
+     "engine/test_sampling.py::test_top_k_renormalises_the_draw_but_not_the_log_probability",
+     "log-probabilities are of what top-k left"),
+    ("engine/engine.py", "seed=derive_seed(sampling.seed, index)", "seed=sampling.seed",
+     "engine/test_engine.py::test_one_seed_for_a_list_is_derived_for_each_request", "all requests draw alike"),
+    ("engine/runner.py", "self._uniforms[:, keep]", "self._uniforms[:, : len(keep)]",
+     "engine/test_engine.py::test_compaction_changes_nothing", "rows get a finished row's random numbers"),
+    ("engine/text.py", "return text[: min(found)]", "return text",
+     "engine/test_text.py::test_stop_string_across_tokens_is_never_shown", "the stop string is shown"),
+    ("engine/text.py", "keep = max(_overlap(text, stop) for stop in self._stop)", "keep = 0",
+     "engine/test_text.py::test_stop_string_across_tokens_is_never_shown", "a stop string's beginning is shown"),
+
+    # --- conversations ---
+    ("chat/render.py", "return len(before), match.end()", "return len(before), match.start()",
+     "chat/test_render.py::test_the_mask_counts_replies_and_their_ends_and_nothing_else",
+     "the end of turn is not in the loss"),
+    ("tokenizers/bpe.py", "self._plain.encode_special_tokens = True", "self._plain.encode_special_tokens = False",
+     "chat/test_render.py::test_golden", "special tokens in what a user says are parsed"),
+
+    # --- files ---
+    ("runtime.py", 'descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")',
+     "descriptor, name = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), str(path)",
+     "test_runtime.py::test_atomic_write_leaves_the_old_file_on_failure", "a file is written in place"),
+    ("models/weights.py", "missing = sorted(expected - state.keys())", "missing: list[str] = []",
+     "test_checkpoint.py::test_missing_and_extra_tensors_are_named", "a missing tensor stays random"),
+    ("config.py", "    for key in rest:", "    for key in ():",
+     "test_config.py", "an unknown option is ignored"),
+    ("data/formats.py", '"pairs" if "prompt" in keys else "transcripts"', '"pairs"',
+     "data/test_formats.py::test_detect_names_every_format_that_fits", "transcripts are taken for pairs"),
+    ("data/formats.py", "if name != expected:", "if False:",
+     "data/test_formats.py::test_mixed_formats_in_one_file_name_both_places", "a file may mix formats"),
+    ("data/pack.py", "fitting = rooms >> size", "fitting = rooms >> size - 1 << 1",
+     "data/test_pack.py::test_best_fit_by_hand", "a row is filled beyond its capacity"),
+    ("data/pack.py", "(fitting & -fitting).bit_length()", "fitting.bit_length()",
+     "data/test_pack.py::test_best_fit_packs_as_the_oracle_does", "the emptiest row is taken, not the fullest"),
+
+    # --- evaluation ---
+    ("evals/likelihood.py", 'len(text.encode("utf-8"))', "len(text)",
+     "evals/test_likelihood.py::test_bytes_are_those_of_utf8", "bits per character, not per byte"),
+    ("evals/intervals.py", "share + square / (2 * count)", "share",
+     "evals/test_intervals.py::test_wilson_of_five_in_ten_is_the_textbook_interval",
+     "Wilson's centre is not drawn to one half"),
+))
+# fmt: on
+
+
+def main() -> int:
+    """Run what the command line asks for; returns the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--list", action="store_true", help="show the breakages and run nothing")
+    parser.add_argument("--only", type=int, metavar="N", help="run breakage number N of the list")
+    options = parser.parse_args()
+    if options.only is not None and not 1 <= options.only <= len(BREAKAGES):
+        parser.error(f"--only is {options.only}; it must be from 1 to {len(BREAKAGES)}, the numbers of --list")
+    numbers = range(1, len(BREAKAGES) + 1) if options.only is None else [options.only]
+    if options.list:
+        for number in numbers:
+            say(f"{number:3}  {place(number)}  {BREAKAGES[number - 1].reason}")
+        return 0
+    stale = [number for number in numbers if occurrences(BREAKAGES[number - 1]) != 1]
+    for number in stale:
+        each = BREAKAGES[number - 1]
+        say(f"{number:3}  chatloom/{each.file} has {each.old!r} {occurrences(each)} times, not once; mend the table")
+    if stale:
+        return 1
+    with tempfile.TemporaryDirectory(prefix="chatloom-mutate-") as folder:
+        return run(list(numbers), Path(folder))
+
+
+def run(numbers: list[int], copy: Path) -> int:
+    """Copy, check that all is well unbroken, break one by one."""
+    hidden = shutil.ignore_patterns("__pycache__", ".*")
+    for name in ("chatloom", "tests"):
+        shutil.copytree(ROOT / name, copy / name, ignore=hidden)
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    imported = python(copy, "-c", "import chatloom; print(chatloom.__file__)").stdout.strip()
+    if Path(imported).resolve() != (copy / "chatloom" / "__init__.py").resolve():
+        say(f"tests would import {imported}, not the copy in {copy}")
+        return 1
+    selections = dict.fromkeys(BREAKAGES[number - 1].tests for number in numbers)
+    say(f"unbroken: {len(selections)} selections of tests, in one run")
+    sound = pytest(copy, list(selections))
+    if sound.returncode != 0:
+        say(sound.stdout[-4000:] + sound.stderr[-2000:])
+        say("these fail although nothing is broken, so they could show nothing")
+        return 1
+    failures = []
+    started = time.monotonic()
+    for done, number in enumerate(numbers, 1):
+        begun = time.monotonic()
+        verdict = attempt(BREAKAGES[number - 1], copy)
+        now = time.monotonic()
+        left = (now - started) / done * (len(numbers) - done)
+        say(
+            f"{number:3}  {verdict:8}  {now - begun:5.1f} s  {place(number)}  {BREAKAGES[number - 1].reason}"
+            f"  [{done} of {len(numbers)}, {left / 60:.1f} min left]"
+        )
+        if verdict != "caught":
+            failures.append(number)
+    say(f"{len(numbers) - len(failures)} of {len(numbers)} breakages were caught")
+    for number in failures:
+        each = BREAKAGES[number - 1]
+        say(f"{number:3}  not caught by tests/{each.tests}: {each.reason}; `{each.old}` -> `{each.new}`")
+    return 1 if failures else 0
+
+
+def attempt(each: Breakage, copy: Path) -> str:
+    """Break the copy, run the tests, mend it: "caught", "SURVIVED", or what else happened."""
+    path = copy / "chatloom" / each.file
+    whole = path.read_text(encoding="utf-8")
+    path.write_text(whole.replace(each.old, each.new), encoding="utf-8")
+    try:
+        status = pytest(copy, [each.tests]).returncode
+    except subprocess.TimeoutExpired:
+        return "HUNG"
+    finally:
+        path.write_text(whole, encoding="utf-8")
+    return {0: "SURVIVED", 1: "caught"}.get(status, f"STATUS {status}")
+
+
+def occurrences(each: Breakage) -> int:
+    """How often the old text stands in the source."""
+    return (ROOT / "chatloom" / each.file).read_text(encoding="utf-8").count(each.old)
+
+
+def place(number: int) -> str:
+    """File and line of a breakage, padded to a column."""
+    each = BREAKAGES[number - 1]
+    before = (ROOT / "chatloom" / each.file).read_text(encoding="utf-8").partition(each.old)[0]
+    return f"{each.file}:{before.count(chr(10)) + 1}".ljust(28)
+
+
+def pytest(copy: Path, selections: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run tests of the copy, up to the first that fails."""
+    paths = [f"tests/{each}" for each in selections]
+    return python(copy, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *paths)
+
+
+def python(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run this Python on the copy. It keeps no bytecode: that of a broken file could pass for the whole one's."""
+    own = {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *arguments]
+    return subprocess.run(
+        command, cwd=copy, env={**os.environ, **own}, capture_output=True, text=True, check=False, timeout=LIMIT
+    )
+
+
+def say(line: str) -> None:
+    """Show a line at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
