@@ -139,6 +139,7 @@ class FixedLength:
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: SamplingParams | Sequence[SamplingParams]
     ) -> list[Completion]:
+        """One completion a prompt, of `max_tokens` each."""
         assert isinstance(sampling, SamplingParams)
         return self.engine.generate(prompts, replace(sampling, stop_tokens=()))
 

@@ -38,7 +38,7 @@ def _add(steps: dict[tuple[str, str], LineageStep], entry: dict[str, Any]) -> No
 def resources_of(folders: Mapping[str, Path]) -> tuple[ResourceUse, ...]:
     """Seconds, peak memory and size of each run that its manifest tells."""
     found = []
-    for name, folder in folders.items():
+    for name, folder in (_prepared(folders) | dict(folders)).items():
         manifest = read_manifest(folder)
         if manifest is not None and "seconds" in manifest:
             found.append(
@@ -50,3 +50,13 @@ def resources_of(folders: Mapping[str, Path]) -> tuple[ResourceUse, ...]:
                 )
             )
     return tuple(found)
+
+
+def _prepared(folders: Mapping[str, Path]) -> dict[str, Path]:
+    """The tokenizer's and the ranking's run behind these runs, by stage."""
+    entries = [entry for folder in folders.values() for entry in (read_manifest(folder) or {}).get("lineage", [])]
+    return {
+        entry["stage"]: Path(entry["folder"])
+        for entry in entries
+        if entry["stage"] in ("tokenizer", "rank") and Path(entry["folder"]).is_dir()
+    }

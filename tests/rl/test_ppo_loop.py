@@ -122,6 +122,25 @@ def test_ptx_keeps_the_language_model(make_ppo: MakePPO) -> None:
         make_ppo(ptx=pretraining_rows(pretraining(), rows=6, seed=0))
 
 
+def test_ptx_is_a_mean_over_its_own_tokens(make_ppo: MakePPO, monkeypatch: pytest.MonkeyPatch) -> None:
+    ptx = pretraining_rows(pretraining(), rows=4, seed=0)
+    ppo = make_ppo(ptx_coefficient=2.0, ppo_microbatch_rows=1, minibatches=1, epochs_per_batch=1, ptx=ptx)
+    step, scales = ppo.actor.step, []
+
+    def recorded(pieces: Any) -> dict[str, float]:
+        num_actions = sum(int(piece["actions"].sum()) for piece in pieces)
+        parts = [piece for piece in pieces if "ptx_scale" in piece]
+        assert sum(int((part["ptx_targets"] != -100).sum()) for part in parts) == 4 * 23
+        scales.extend((float(part["ptx_scale"]), 2.0 * num_actions / (4 * 23)) for part in parts)
+        return step(pieces)
+
+    monkeypatch.setattr(ppo.actor, "step", recorded)
+    ppo.iteration()
+    assert scales
+    for scale, expected in scales:
+        assert scale == pytest.approx(expected)
+
+
 def test_critic_only_iterations_leave_the_policy(make_ppo: MakePPO) -> None:
     ppo = make_ppo(critic_only_iterations=1)
     before = torch.cat([p.detach().flatten().clone() for p in ppo.actor.model.parameters()])
