@@ -1,6 +1,7 @@
 """Breaks the source one line at a time and asks that a test notices each: a test that cannot fail guards nothing.
 
-`make mutate` runs it all, `make mutate ARGS=--list` says what there is, and `ARGS="--only 7"` runs one.
+`make mutate` runs it all, `make mutate ARGS=--list` says what there is, and `ARGS="--only 7 12"` runs two of
+them.
 
 * The package and its tests are copied to a temporary folder, and only the copy is ever broken.
 * First every selection must pass on the copy as it is. Then each breakage must make its selection fail.
@@ -197,11 +198,11 @@ def main() -> int:
     """Run what the command line asks for; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--list", action="store_true", help="show the breakages and run nothing")
-    parser.add_argument("--only", type=int, metavar="N", help="run breakage number N of the list")
+    parser.add_argument("--only", type=int, nargs="+", metavar="N", help="run these numbers of the list alone")
     options = parser.parse_args()
-    if options.only is not None and not 1 <= options.only <= len(BREAKAGES):
-        parser.error(f"--only is {options.only}; it must be from 1 to {len(BREAKAGES)}, the numbers of --list")
-    numbers = range(1, len(BREAKAGES) + 1) if options.only is None else [options.only]
+    numbers: list[int] = options.only or list(range(1, len(BREAKAGES) + 1))
+    if not 1 <= min(numbers) <= max(numbers) <= len(BREAKAGES):
+        parser.error(f"--only is {options.only}; the numbers of --list go from 1 to {len(BREAKAGES)}")
     if options.list:
         for number in numbers:
             say(f"{number:3}  {place(number)}  {BREAKAGES[number - 1].reason}")
@@ -213,7 +214,7 @@ def main() -> int:
     if stale:
         return 1
     with tempfile.TemporaryDirectory(prefix="chatloom-mutate-") as folder:
-        return run(list(numbers), Path(folder))
+        return run(numbers, Path(folder))
 
 
 def run(numbers: list[int], copy: Path) -> int:

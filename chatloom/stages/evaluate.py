@@ -339,12 +339,11 @@ def _reward(
     grades = generation.grade(task, examples=evaluation.examples, answers=answers)
     gold = [grade.score for grade in grades]
     groups = [answer.example_id for answer in answers]
+    starts = range(0, len(answers), config.best_of)
     best_rows = []
     chosen: list[Answer] = []
     for n in sorted({1, 2, config.best_of}):
-        picks = [
-            max(range(at, at + n), key=lambda index: proxy[index]) for at in range(0, len(answers), config.best_of)
-        ]
+        picks = [max(range(at, at + n), key=lambda index: proxy[index]) for at in starts]
         best_rows.append(
             results.BestOfN(
                 n=n,
@@ -356,6 +355,9 @@ def _reward(
         chosen = [answers[index] for index in picks]
     name = f"{results.BEST_OF_N}{config.best_of}"
     row = _row(evaluation, name, f"Best of {config.best_of}", chosen)
+    ordered = any(len({gold[index] for index in range(at, at + config.best_of)}) > 1 for at in starts)
+    if not ordered:  # every prompt's answers are worth the same, so there is no pair to judge by
+        return row, results.RewardResult(), tuple(best_rows)
     found = results.RewardResult(
         gold_accuracy=judge.pairwise_accuracy(proxy, gold, groups),
         calibration=judge.calibration(proxy, gold, groups),
