@@ -1,7 +1,6 @@
 """Breaks the source one line at a time and asks that a test notices each: a test that cannot fail guards nothing.
 
-`make mutate` runs it all, `make mutate ARGS=--list` says what there is, and `ARGS="--only 7 12"` runs two of
-them.
+`make mutate` runs it all; `make mutate ARGS=--list` says what there is, `ARGS="--only 7 12"` runs those two.
 
 * The package and its tests are copied to a temporary folder, and only the copy is ever broken.
 * First every selection must pass on the copy as it is. Then each breakage must make its selection fail.
