@@ -1,11 +1,14 @@
 """Seconds of a PPO iteration: our loop against TRL 1.9.0, the last line of releases that had PPO.
 
-Run `make peers`, then `.venv-peers/bin/python benchmarks/ppo.py`, with nothing else running.
+Run `make quickstart` and `make peers`, then `.venv-peers/bin/python benchmarks/ppo.py --run runs/quickstart`, with
+nothing else running.
 
-Both sides roll out answers of a fixed length to the same prompts of a fixed length, score them with the same reward
-model, and make the same number of updates of the same policy and critic. They run in turn, ours at the end of each of
-TRL's steps. Before anything is timed the script checks that log-probabilities, values and scores agree on the same
-tokens; after it, that both made the updates they should have.
+With `--run` both sides start from the fine-tuned model and the reward model of that run and answer its prompts, until
+the end of the turn or at most `response_tokens`: what a user's PPO is. Without it, weights are random, and prompts and
+answers have a fixed length: nothing is gained by packing or by stopping. Both sides score with the same reward model
+and make the same number of updates of the same policy and critic. They run in turn, ours at the end of each of TRL's
+steps. Before anything is timed the script checks that log-probabilities, values and scores agree on the same tokens;
+after it, that both made the updates they should have.
 """
 
 import contextlib
@@ -33,10 +36,12 @@ from rich.table import Table
 from torch import Tensor
 from transformers.trainer_callback import PrinterCallback
 
+from chatloom import checkpoint
 from chatloom.chat.message import Conversation, Message
 from chatloom.chat.render import ChatFormat
 from chatloom.chat.templates import CHATLOOM_TEMPLATE
 from chatloom.data.miniature import documents
+from chatloom.data.preference import read_prompts
 from chatloom.engine.engine import Engine
 from chatloom.engine.request import Completion, SamplingParams
 from chatloom.models import RewardModel, ValueModel, llama
@@ -54,16 +59,16 @@ LEARNING_RATE = 1e-5
 TOLERANCE = 2e-3
 
 NOT_ALIKE = """Not alike: ours computes the rollout's log-probabilities a second time with the training forward (so that
-the first ratio is exactly 1), where TRL takes those of generation. Ours packs two episodes a row; TRL has one a row.
-Ours turns the responses into text and the reward model reads the text's tokens ({read:.1f} a conversation on average,
-{length} in TRL, which hands tokens over). Ours updates policy and critic with an optimiser each and clips each gradient
-at norm 1; TRL has one optimiser and this trainer does not clip. TRL collects garbage twice an iteration.
+the first ratio is exactly 1), where TRL takes those of generation. Ours packs episodes into rows; TRL pads every
+episode to the longest prompt and the longest answer. Ours turns the responses into text and the reward model reads the
+text's tokens ({read:.1f} a conversation on average); TRL hands tokens over. Ours updates policy and critic with an
+optimiser each and clips each gradient at norm 1; TRL has one optimiser and this trainer does not clip. TRL collects
+garbage twice an iteration.
 TRL at its best: one forward pass for all episodes, no gradient checkpointing, no logging, saving or sampling of
 completions, minibatches in one piece (which is also what makes it update once a minibatch). {dtype_remark}"""
 REMARKS = {
     "fp32": "Everything is fp32 on both sides.",
-    "bf16": "With bf16 TRL trains under autocast and scores in fp32; ours trains and scores under it. Both roll out "
-    "in fp32.",
+    "bf16": "With bf16 TRL trains under autocast, and rolls out and scores in fp32; ours does all of it under it.",
 }
 
 
@@ -79,8 +84,12 @@ class Config:
     # Passes over the episodes of an iteration, and updates a pass.
     epochs: int = 4
     minibatches: int = 4
+    # Folder of a quickstart whose models and prompts are used. None: random weights and fixed lengths.
+    run: str | None = None
+    # Without `run`.
     prompt_tokens: int = 32
-    response_tokens: int = 32
+    # Exactly without `run`, at most with it.
+    response_tokens: int = 64
     # Measure the processor's time, not the clock's: for development with one thread on a busy machine.
     cpu_time: bool = False
 
@@ -99,6 +108,8 @@ class Setting:
     policy: llama.Model
     reward: RewardModel
     critic: ValueModel
+    pad: int
+    stop: int | None  # None: an answer has exactly the asked-for number of tokens
 
 
 Times = dict[str, float]  # seconds of each part, and "all"
@@ -108,6 +119,28 @@ Times = dict[str, float]  # seconds of each part, and "all"
 
 
 def prepare(config: Config) -> Setting:
+    """The models and prompts of a run, or random ones."""
+    return _random(config) if config.run is None else _from_run(Path(config.run), config)
+
+
+def _from_run(run: Path, config: Config) -> Setting:
+    if not (run / "ppo" / "config.json").exists():
+        raise SystemExit(f"--run {run} holds no finished quickstart; run `make quickstart` first")
+    opened = checkpoint.load_pretrained(run / "sft", dtype="fp32")
+    reward = checkpoint.load_reward(run / "reward", dtype="fp32").model
+    room = opened.model.config.context_length - config.response_tokens
+    prompts = [each.conversation for each in read_prompts(run / "data" / "prompts.jsonl")]
+    prompts = [each for each in prompts if len(opened.chat.prompt(each)) <= room][: 2 * config.episodes]
+    # TRL's reward model has no gain and bias; in the head they mean the same to it, up to a constant.
+    with torch.no_grad():
+        reward.score_head.weight.mul_(reward.gain)
+    reward.gain, reward.bias = 1.0, 0.0
+    critic = ValueModel.from_reward_model(reward, copy_head=True)
+    tokenizer = opened.chat.tokenizer
+    return Setting(opened.chat, prompts, opened.model, reward, critic, tokenizer.pad, opened.chat.end_of_turn)
+
+
+def _random(config: Config) -> Setting:
     """The quickstart's model with random weights, a tokenizer, and prompts of exactly `prompt_tokens`."""
     texts = list(documents(0, 1000))
     size = llama.Config()
@@ -115,7 +148,8 @@ def prepare(config: Config) -> Setting:
     prompts = list(itertools.islice(_prompts(texts, chat, config.prompt_tokens), 2 * config.episodes))
     reward = RewardModel(random_llama(size, seed=1))
     critic = ValueModel.from_reward_model(reward, copy_head=True)
-    return Setting(chat, prompts, random_llama(size, seed=0), reward, critic)
+    # A padding token that is none of the model's, so that nothing generated is taken for padding.
+    return Setting(chat, prompts, random_llama(size, seed=0), reward, critic, size.vocab_size, None)
 
 
 def _prompts(texts: Sequence[str], chat: ChatFormat, length: int) -> Iterator[Conversation]:
@@ -171,6 +205,7 @@ class Ours:
             training.actor_training(options, base=base),
             total_steps=training.num_updates(options, of="actor"),
         )
+        engine = Engine(policy, setting.chat.tokenizer, max_batch=config.episodes, autocast=dtype)
         self.loop = PPO(
             options,
             actor=self.actor,
@@ -182,7 +217,7 @@ class Ours:
             ),
             reference=copy.deepcopy(setting.policy),
             reward=RewardModelReward(setting.reward, setting.chat, dtype=dtype),
-            engine=FixedLength(Engine(policy, setting.chat.tokenizer, max_batch=config.episodes)),
+            engine=engine if setting.stop is not None else FixedLength(engine),
             chat=setting.chat,
             prompts=setting.prompts,
         )
@@ -215,10 +250,10 @@ class Peer:
         self.reward = self._scorer(setting.reward.trunk, setting.reward.score_head.weight)
         self.value = self._scorer(setting.critic.trunk, setting.critic.value_head.weight)
         rows = [{"input_ids": tokens} for tokens in setting.chat.prompt_many(setting.prompts)]
-        self.pad = setting.policy.config.vocab_size  # no token of the model, so nothing is taken for padding
+        self.pad = setting.pad
         with contextlib.redirect_stdout(io.StringIO()):
             self.trainer = trl_ppo.PPOTrainer(
-                args=self._arguments(config, folder),
+                args=self._arguments(config, setting, folder),
                 processing_class=self._tokenizer(setting.chat.tokenizer, folder),
                 model=self.policy,
                 ref_model=copy.deepcopy(self.policy),
@@ -244,12 +279,13 @@ class Peer:
     def _tokenizer(self, tokenizer: Tokenizer, folder: str) -> Any:
         tokenizer.save(Path(folder) / "tokenizer")
         loaded = transformers.AutoTokenizer.from_pretrained(Path(folder) / "tokenizer", padding_side="left")
-        loaded.add_special_tokens({"pad_token": "<|never|>"})
+        if loaded.pad_token_id != self.pad:
+            loaded.add_special_tokens({"pad_token": "<|never|>"})
         assert loaded.pad_token_id == self.pad
         return loaded
 
     @staticmethod
-    def _arguments(config: Config, folder: str) -> trl_ppo.PPOConfig:
+    def _arguments(config: Config, setting: Setting, folder: str) -> trl_ppo.PPOConfig:
         return trl_ppo.PPOConfig(
             output_dir=str(Path(folder) / "trl"),
             total_episodes=config.episodes * (config.rounds + 1),
@@ -259,7 +295,7 @@ class Peer:
             num_ppo_epochs=config.epochs,
             local_rollout_forward_batch_size=config.episodes,
             response_length=config.response_tokens,
-            stop_token=None,
+            stop_token_id=setting.stop,
             temperature=1.0,
             kl_coef=0.05,
             vf_coef=1.0,
@@ -325,11 +361,13 @@ class _AtStepEnd(transformers.TrainerCallback):
 @torch.no_grad()
 def check_alike(setting: Setting, peer: Peer, config: Config) -> None:
     """Raises ValueError unless both sides' models give the same log-probabilities, values and scores."""
-    length = config.prompt_tokens + config.response_tokens
-    tokens = torch.randint(setting.policy.config.vocab_size, (4, length), generator=torch.Generator().manual_seed(2))
+    length = 32 + config.response_tokens
+    vocab_size = setting.policy.config.vocab_size
+    # From 16 on, because the padding token of a run is among the first.
+    tokens = torch.randint(16, vocab_size, (4, length), generator=torch.Generator().manual_seed(2))
     last = torch.tensor([[row, length - 1] for row in range(4)])
     theirs_values = peer.value.score(peer.value.model(tokens).last_hidden_state).squeeze(-1)
-    _, theirs_scores, _ = trl_ppo.get_reward(peer.reward, tokens, peer.pad, config.prompt_tokens)
+    _, theirs_scores, _ = trl_ppo.get_reward(peer.reward, tokens, peer.pad, 32)
     pairs = {
         "log-probabilities": (setting.policy(tokens).log_softmax(-1), peer.policy(tokens).logits.log_softmax(-1)),
         "values": (setting.critic(tokens), theirs_values),
@@ -363,10 +401,12 @@ def measure(config: Config, dtype: Literal["fp32", "bf16"]) -> tuple[dict[str, R
 
 
 def main(config: Config) -> None:
-    begin("PPO on the quickstart's LLaMA: chatloom's loop against TRL 1.9.0", config.threads)
+    begin("PPO on the quickstart's model: chatloom's loop against TRL 1.9.0", config.threads)
+    kind = f"answers of up to {config.response_tokens} tokens to the prompts of {config.run}"
+    if config.run is None:
+        kind = f"answers of {config.response_tokens} tokens to prompts of {config.prompt_tokens}, random weights"
     console.print(
-        f"{config.episodes} episodes of {config.prompt_tokens} + {config.response_tokens} tokens an iteration, "
-        f"{config.epochs} epochs of {config.minibatches} minibatches"
+        f"{config.episodes} episodes an iteration: {kind}; {config.epochs} epochs of {config.minibatches} minibatches"
     )
     totals, parts = {}, Table("", *PARTS, title="seconds of the parts, ours / TRL", title_justify="left", box=None)
     read = 0.0
@@ -378,8 +418,7 @@ def main(config: Config) -> None:
     console.print(parts)
     show(totals, peer="TRL", what="seconds an iteration, median", digits=2, more_is_better=False, goal=GOAL)
     remark = " ".join(REMARKS[dtype] for dtype in config.dtypes)
-    length = config.prompt_tokens + config.response_tokens
-    console.print(NOT_ALIKE.format(read=read, length=length, dtype_remark=remark), soft_wrap=True)
+    console.print(NOT_ALIKE.format(read=read, dtype_remark=remark), soft_wrap=True)
 
 
 if __name__ == "__main__":

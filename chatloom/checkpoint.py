@@ -35,7 +35,7 @@ SCORE_HEAD = "score.weight"
 # Stands in for the template of a base model that has none: every use but reading and writing the folder is an error.
 NO_TEMPLATE = (
     "{{ raise_exception('this model has no chat template, so it can continue text but not chat; "
-    "fine-tune it first with `chatloom sft`') }}"
+    "fine-tune it first with `chatloom sft --chat-template plain`') }}"
 )
 
 

@@ -9,6 +9,7 @@ for what a demonstration needs: something that the assistant says in answer to s
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
+from unicodedata import category
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[str, ...] = get_args(Role)
@@ -120,3 +121,8 @@ def _roles(conv: Conversation) -> str:
 def _describe(value: object) -> str:
     text = repr(value)
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+def printable(text: str) -> str:
+    """Return the text without control characters but line ends and tabs: a model must not drive the terminal."""
+    return "".join(character for character in text if character in "\n\t" or category(character) != "Cc")

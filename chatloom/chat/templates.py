@@ -43,6 +43,30 @@ CHATLOOM_TEMPLATE = """\
 {%- endif -%}
 """
 
+# For a base model from elsewhere whose tokenizer has an end-of-text token and no token for who speaks. A reply
+# begins on a line of its own, so that no tokenizer merges its first letters with the label before it.
+PLAIN_TEMPLATE = """\
+{{- bos_token if bos_token is defined and bos_token != eos_token else '' -}}
+{%- for message in messages -%}
+    {%- if message['role'] not in ['system', 'user', 'assistant'] -%}
+        {{- raise_exception('the role is ' + message['role'] + '; it must be system, user or assistant') -}}
+    {%- endif -%}
+    {{- '### ' + message['role'] + ':\n' -}}
+    {%- if message['role'] == 'assistant' -%}
+        {%- generation -%}
+            {{- message['content'] + eos_token -}}
+        {%- endgeneration -%}
+    {%- else -%}
+        {{- message['content'] + '\n' -}}
+    {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{- '### assistant:\n' -}}
+{%- endif -%}
+"""
+
+TEMPLATES = {"chatloom": CHATLOOM_TEMPLATE, "plain": PLAIN_TEMPLATE}
+
 
 class ChatTemplate:
     """A compiled chat template. `source` is its text. A syntax error is a ValueError that gives the line."""
@@ -75,6 +99,15 @@ class ChatTemplate:
     def save(self, folder: str | Path) -> None:
         """Write `chat_template.jinja` into the folder."""
         write_atomically(Path(folder) / TEMPLATE_FILE, self.source)
+
+    @classmethod
+    def named(cls, name: str) -> "ChatTemplate":
+        """Return one of `TEMPLATES`, or the template in a file. Raises ValueError where there is neither."""
+        if name in TEMPLATES:
+            return cls(TEMPLATES[name])
+        if not Path(name).is_file():
+            raise ValueError(f"chat template {name!r} is neither a file nor one of {', '.join(TEMPLATES)}")
+        return cls(Path(name).read_bytes().decode("utf-8"))
 
     @classmethod
     def load(cls, folder: str | Path) -> "ChatTemplate | None":

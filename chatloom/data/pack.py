@@ -122,6 +122,14 @@ def shorten(sample: Sample, row_length: int, *, keep: Literal["start", "end"]) -
     return sample.slice(np.concatenate([np.zeros(1, np.int64), np.arange(length - row_length + 1, length)]))
 
 
+def pieces(tokens: Sequence[int] | NDArray[np.int64], row_length: int) -> list[Sample]:
+    """A document in pieces of at most `row_length` tokens that overlap by one: every token but the first is a target
+    once. A document of one token has no piece."""
+    _check_row_length(row_length)
+    array = np.asarray(tokens)
+    return [Sample(array[start : start + row_length]) for start in range(0, len(array) - 1, row_length - 1)]
+
+
 def _check_row_length(row_length: int) -> None:
     if row_length < 2:
         raise ValueError(f"row_length is {row_length}; it must be at least 2, a token and the one after it")

@@ -19,7 +19,7 @@ from rich.markup import escape
 
 from chatloom import config as configuration
 from chatloom import runtime
-from chatloom.chat.message import to_dicts
+from chatloom.chat.message import printable, to_dicts
 from chatloom.evals import results as schema
 from chatloom.evals.report import print_summary, write_report
 from chatloom.rl import training
@@ -339,10 +339,10 @@ def _show(found: schema.Results, root: Path, seconds: float) -> None:
     print_summary(found, console)
     if found.samples:
         sample = found.samples[0]
-        console.print(f"\n[bold]{escape(sample.prompt[-1].content)}[/]", highlight=False)
+        console.print(f"\n[bold]{escape(printable(sample.prompt[-1].content))}[/]", highlight=False)
         labels = {stage.name: stage.label for stage in found.stages}
         for answer in sample.answers:
-            console.print(f"  [dim]{labels[answer.stage]:>14}[/]  {escape(answer.text)}", highlight=False)
+            console.print(f"  [dim]{labels[answer.stage]:>14}[/]  {escape(printable(answer.text))}", highlight=False)
     report = escape(str(root / "report.html"))
     console.print(f"\n{seconds:.0f} s. The report: {report}", highlight=False, soft_wrap=True)
     talk = shlex.join(["chatloom", "chat", str(root / "ppo")])

@@ -12,12 +12,11 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from unicodedata import category
 
 from rich.console import Console
 
 from chatloom import runtime
-from chatloom.chat.message import Message, to_dicts
+from chatloom.chat.message import Message, printable, to_dicts
 from chatloom.engine.language_model import LanguageModel, load
 from chatloom.engine.request import Completion, SamplingParams, derive_seed
 from chatloom.models import num_parameters
@@ -287,8 +286,8 @@ def _prompt(console: Console) -> str:
 
 
 def _write(console: Console, text: str, style: str | None = None) -> None:
-    """Print at once, without markup. Control characters are dropped: a model must not drive the terminal."""
-    safe = "".join(character for character in text if character in "\n\t" or category(character) != "Cc")
+    """Print at once, without markup."""
+    safe = printable(text)
     if style is None:
         console.file.write(safe)  # rich would turn tabs into blanks
     else:

@@ -165,7 +165,7 @@ def run(config: Config) -> results.Results:
         samples=_samples(evaluation),
         diagnostics=_diagnostics(evaluation, rows),
         lineage=lineage_of(behind),
-        resources=resources_of(behind),
+        resources=(*resources_of(behind), results.ResourceUse("evaluate", stage.seconds, runtime.peak_memory_bytes())),
         chat_command=shlex.join(["chatloom", "chat", config.ppo_ptx or config.ppo or config.model]),
         config={name: (read_manifest(folder) or {}).get("config", {}) for name, folder in behind.items()},
     )

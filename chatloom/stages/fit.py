@@ -84,6 +84,20 @@ def mean_loss(
     return {f"{prefix}/{name}": value / max(count, 1e-9) for name, (value, count) in zip(sums, reduced.tolist())}
 
 
+class _NoteSeconds:
+    """Keeps the manifest's time up to date wherever the run may be taken up again."""
+
+    def __init__(self, stage: Run, *, every_steps: int) -> None:
+        self.stage, self.every_steps = stage, every_steps
+
+    def on_step(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        if trainer.step_index % self.every_steps == 0:
+            self.stage.note_seconds()
+
+    def on_end(self, trainer: Trainer) -> None:
+        pass
+
+
 def fit(
     stage: Run,
     model: nn.Module,
@@ -95,7 +109,7 @@ def fit(
     evaluate: Callable[[], dict[str, float]] | None = None,
 ) -> dict[str, float]:
     """Train from the last checkpoint, or from the start, to `total_steps`; returns what was evaluated at the end."""
-    callbacks: list[Any] = [ProgressBar(stage.stage)]
+    callbacks: list[Any] = [ProgressBar(stage.stage), _NoteSeconds(stage, every_steps=train.save_every_steps)]
     found: dict[str, float] = {}
     if evaluate is not None:
 

@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 
 from chatloom import checkpoint, runtime
 from chatloom.chat.message import Conversation
 from chatloom.chat.render import ChatFormat
-from chatloom.data.pack import Batch, Sample, pack, truncate
+from chatloom.data.pack import Batch, pack, pieces
 from chatloom.data.preference import read_prompts
 from chatloom.data.sources import read_texts
 from chatloom.engine.engine import Engine
@@ -137,7 +136,7 @@ def run(config: Config) -> dict[str, Any]:
         engine=Engine(policy, chat.tokenizer, max_batch=256, autocast=config.rollout_dtype),
         chat=chat,
         prompts=prompts,
-        ptx=_ptx(stage, config, policy, chat),
+        ptx=_ptx(config, policy, chat),
         seed=config.train.seed,
     )
     if actor.resume():
@@ -181,17 +180,15 @@ def _prompts(
     return list(dict.fromkeys(record.conversation for record in kept)), gold
 
 
-def _ptx(stage: Run, config: Config, policy: Decoder, chat: ChatFormat) -> Any:
+def _ptx(config: Config, policy: Decoder, chat: ChatFormat) -> Any:
     """The source of pretraining rows, or None without `ptx_data`."""
     if config.ptx_data is None:
         return None
     texts = islice(read_texts(config.ptx_data), config.ptx_documents)
-    samples = [Sample(np.asarray(tokens)) for tokens in encoded_documents(texts, chat.tokenizer)]
     options = loader_options(config.train, chat, policy.config.context_length)
-    samples, report = truncate(samples, options["row_length"])
-    for note in report.notes():
-        stage.say(f"ptx: {note}")
-    batch: Batch = pack(samples, options["row_length"], pad=options["pad"])
+    length = options["row_length"]
+    samples = [piece for tokens in encoded_documents(texts, chat.tokenizer) for piece in pieces(tokens, length)]
+    batch: Batch = pack(samples, length, pad=options["pad"])
     return training.pretraining_rows(batch, rows=config.ppo.ptx_rows, seed=config.train.seed)
 
 
@@ -216,6 +213,7 @@ def _iterate(stage: Run, config: Config, loop: PPO, gold: TaskReward | None) -> 
                     stage.say(f"KL check: {finding.message}")
             if loop.finished or loop.iteration_index % config.train.save_every_steps == 0:
                 loop.actor.save()
+                stage.note_seconds()
             advance(details=_details(metrics))
     if not metrics:  # a kill came after the last iteration
         metrics = read_metrics(log.path)[-1]

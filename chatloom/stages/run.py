@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.markup import escape
 
@@ -44,6 +45,7 @@ class Run:
     stage: str
     manifest: dict[str, Any]
     started: float = field(default_factory=time.monotonic)
+    lock: FileLock | None = None
 
     @property
     def complete(self) -> bool:
@@ -73,11 +75,23 @@ class Run:
             "status": "complete",
             "results": results,
             "weights": file_digest(made[0]) if made else None,
-            "seconds": self.manifest.get("seconds", 0.0) + time.monotonic() - self.started,
+            "seconds": self.seconds,
             "peak_memory_bytes": runtime.peak_memory_bytes(),
         }
         self._write()
+        if self.lock is not None:
+            self.lock.release()
         return results
+
+    @property
+    def seconds(self) -> float:
+        """What the stage has taken so far, in all its parts if it was interrupted."""
+        return float(self.manifest.get("seconds", 0.0)) + time.monotonic() - self.started
+
+    def note_seconds(self) -> None:
+        """Write down the time so far, so that what comes after an interruption adds to it."""
+        self.manifest["seconds"], self.started = self.seconds, time.monotonic()
+        self._write()
 
     def _write(self) -> None:
         if runtime.is_main():
@@ -120,12 +134,27 @@ def open_run(stage: str, config: Any, *, inputs: dict[str, str | Path | None]) -
     if found is not None and goes_on:
         _check_same(folder, found, fresh)
     runtime.barrier()  # every rank has looked before the first one writes
-    run = Run(folder, stage, found if found is not None and goes_on else fresh)
+    run = Run(folder, stage, found if found is not None and goes_on else fresh, lock=_lock(folder))
     if runtime.is_main():
         _sweep(folder)
     if not goes_on:
         run._write()
+    if run.complete and run.lock is not None:
+        run.lock.release()
     return run
+
+
+def _lock(folder: Path) -> FileLock | None:
+    """Hold the folder for this process; the system lets go of it when the process ends, however it ends."""
+    if not runtime.is_main():
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", is_singleton=True)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise ValueError(f"another process is at work in {folder}; wait for it, or name another folder") from error
+    return lock
 
 
 def _sweep(folder: Path) -> None:

@@ -12,9 +12,10 @@ import numpy as np
 from chatloom import checkpoint, runtime
 from chatloom.chat.message import Conversation
 from chatloom.chat.render import ChatFormat, TrainOn
+from chatloom.chat.templates import ChatTemplate
 from chatloom.data.formats import read_conversations
 from chatloom.data.loader import Loader
-from chatloom.data.pack import Sample
+from chatloom.data.pack import Sample, pieces
 from chatloom.data.sources import read_texts
 from chatloom.objectives.causal_lm import causal_lm
 from chatloom.stages.fit import encoded_documents, fit, loader_options, mean_loss, split_off
@@ -36,6 +37,8 @@ class Config:
     data: str
     # Where the run is written.
     output_dir: str
+    # Chat template: "plain" (needs only an end-of-text token), "chatloom", or a file of Jinja. None: the model's own.
+    chat_template: str | None = None
     # Held-out conversations. None: two in a hundred of the data, at most 500.
     validation_data: str | None = None
     # Passes over the data. (InstructGPT: 16, chosen by reward-model score; Vicuna: 3.)
@@ -70,16 +73,15 @@ def run(config: Config) -> dict[str, Any]:
         return stage.results
     runtime.seed_everything(config.train.seed)
     pretrained = checkpoint.load_pretrained(config.model, dtype="fp32", device=runtime.pick_device())
-    model, chat = pretrained.model, pretrained.chat
+    model, chat = pretrained.model, _chat(config, pretrained.chat)
     conversations, held_out = _read(config)
     for note in conversations.notes:
         stage.say(note)
-    if problems := chat.check():
-        raise ValueError(f"{config.model} cannot be fine-tuned as it is: {'; '.join(problems)}")
     options = loader_options(config.train, chat, model.config.context_length)
     training = _samples(conversations, chat, config.train_on)
     if config.pretraining_data is not None:
-        training += _pretraining(config.pretraining_data, chat, config.pretraining_ratio * sum(map(len, training)))
+        num_tokens = config.pretraining_ratio * sum(map(len, training))
+        training += _pretraining(config.pretraining_data, chat, num_tokens, row_length=options["row_length"])
     loader = Loader(training, **options, epochs=config.epochs)
     validation = Loader(_samples(held_out, chat, config.train_on), **options | {"shuffle": False}, epochs=1)
     for note in loader.report.notes() if loader.report else ():
@@ -92,6 +94,23 @@ def run(config: Config) -> dict[str, Any]:
     metrics = fit(stage, model, causal_lm, loader, config.train, total_steps=len(loader), evaluate=evaluate)
     stage.save_model(model, chat)
     return stage.finish(num_conversations=len(conversations), **metrics)
+
+
+def _chat(config: Config, own: ChatFormat) -> ChatFormat:
+    """How conversations are written: the model's way, or the one that was asked for."""
+    if config.chat_template is None and own.template.source == checkpoint.NO_TEMPLATE:
+        raise ValueError(
+            f"{config.model} has no chat template; choose one, such as --chat-template plain, or give a file of Jinja"
+        )
+    chat = own
+    if config.chat_template is not None:
+        chat = ChatFormat(own.tokenizer, ChatTemplate.named(config.chat_template))
+    if problems := chat.check():
+        raise ValueError(
+            f"{config.model} cannot be fine-tuned with {config.chat_template or 'its own chat template'}: "
+            f"{'; '.join(problems)}"
+        )
+    return chat
 
 
 def _read(config: Config) -> tuple[Any, list[Conversation]]:
@@ -108,12 +127,12 @@ def _samples(conversations: list[Conversation], chat: ChatFormat, train_on: Trai
     ]
 
 
-def _pretraining(path: str, chat: ChatFormat, num_tokens: float) -> list[Sample]:
+def _pretraining(path: str, chat: ChatFormat, num_tokens: float, *, row_length: int) -> list[Sample]:
     """Documents of pretraining text, about `num_tokens` of them, every token counted."""
     samples: list[Sample] = []
     for tokens in encoded_documents(read_texts(path), chat.tokenizer):
         if num_tokens <= 0:
             break
-        samples.append(Sample(np.asarray(tokens)))
+        samples += pieces(tokens, row_length)
         num_tokens -= len(tokens)
     return samples

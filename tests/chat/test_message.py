@@ -1,6 +1,7 @@
 import pytest
 
 from chatloom.chat import Message, check_trainable, conversation, to_dicts
+from chatloom.chat.message import printable
 
 ASK = {"role": "user", "content": "Who?"}
 ANSWER = {"role": "assistant", "content": "Ada."}
@@ -64,3 +65,7 @@ def test_trainable(items):
 def test_not_trainable(conv, words):
     with pytest.raises(ValueError, match=words):
         check_trainable(conv)
+
+
+def test_printable_text_cannot_drive_a_terminal():
+    assert printable("a\tb\n\x1b[31mred\x07 \x9b2J 鹅") == "a\tb\n[31mred 2J 鹅"

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from chatloom.chat import CHATLOOM_TEMPLATE, ChatTemplate, Message
+from chatloom.chat.templates import PLAIN_TEMPLATE
 
 TURNS = (Message("system", "S"), Message("user", "U"), Message("assistant", "A"))
 
@@ -13,6 +14,27 @@ def test_our_template_as_text():
     assert template.render(TURNS) == whole
     assert template.render(TURNS[:2], add_generation_prompt=True) == whole.removesuffix("A<|end_of_turn|>")
     assert template.render(TURNS[1:2]) == "<|begin_of_text|><|user|>U<|end_of_turn|>"
+
+
+def test_the_plain_template_as_text():
+    template, named = ChatTemplate.named("plain"), {"eos_token": "<end>"}
+    whole = "### system:\nS\n### user:\nU\n### assistant:\nA<end>"
+    assert template.render(TURNS, variables=named) == whole
+    asked = template.render(TURNS[:2], add_generation_prompt=True, variables=named)
+    assert asked == whole.removesuffix("A<end>")
+    begun = template.render(TURNS[1:2], variables={"bos_token": "<s>", "eos_token": "<end>"})
+    assert begun == "<s>### user:\nU\n"
+    # GPT-2's one special token is both: a conversation does not begin with an end.
+    assert template.render(TURNS[1:2], variables={"bos_token": "<e>", "eos_token": "<e>"}) == "### user:\nU\n"
+
+
+def test_a_template_by_name_or_from_a_file(tmp_path):
+    assert ChatTemplate.named("chatloom").source == CHATLOOM_TEMPLATE
+    (tmp_path / "mine.jinja").write_bytes(b"{{ messages[0].content }}\r\n")
+    assert ChatTemplate.named(str(tmp_path / "mine.jinja")).source == "{{ messages[0].content }}\r\n"
+    with pytest.raises(ValueError, match="'plane' is neither a file nor one of chatloom, plain"):
+        ChatTemplate.named("plane")
+    assert ChatTemplate.named("plain").source == PLAIN_TEMPLATE
 
 
 def test_whitespace_rules_are_those_of_transformers():

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatloom.data.pack import IGNORED, Sample, best_fit, lay_out, pack, shorten, split_rows, truncate
+from chatloom.data.pack import IGNORED, Sample, best_fit, lay_out, pack, pieces, shorten, split_rows, truncate
 
 PAD = 999
 
@@ -209,3 +209,21 @@ def test_split_rows_keeps_rows_and_leaves_out_places():
     assert all(part.keys() == {"tokens", "documents", "targets", "old"} for part in parts)
     with pytest.raises(ValueError, match="at least 1"):
         split_rows(batch, 0)
+
+
+# --- pieces ---------------------------------------------------------------------------------------------------
+
+
+def test_pieces_by_hand():
+    assert [piece.tokens.tolist() for piece in pieces([1, 2, 3, 4, 5, 6], 3)] == [[1, 2, 3], [3, 4, 5], [5, 6]]
+    assert [piece.tokens.tolist() for piece in pieces([1, 2, 3], 3)] == [[1, 2, 3]]
+    assert pieces([1], 3) == []
+    with pytest.raises(ValueError, match="row_length is 1"):
+        pieces([1, 2], 1)
+
+
+@given(st.integers(1, 60), st.integers(2, 12))
+def test_every_token_but_the_first_is_a_target_once(length, row_length):
+    cut = pieces(list(range(length)), row_length)
+    assert [token for piece in cut for token in piece.tokens[1:].tolist()] == list(range(1, length))
+    assert all(2 <= len(piece) <= row_length for piece in cut)

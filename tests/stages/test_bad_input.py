@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chatloom import checkpoint, cli
+from chatloom.data.pack import Sample, pieces
 from chatloom.engine.engine import Engine
 from chatloom.objectives import Batch, Loss
 from chatloom.objectives.causal_lm import causal_lm
@@ -87,7 +88,7 @@ def write(path: Path, *records: Any) -> Path:
 
 def nothing_was_done(output: Path) -> bool:
     """No checkpoint, no metrics, no model: at most the manifest of a run that has not begun."""
-    return not output.exists() or {path.name for path in output.iterdir()} <= {"manifest.json"}
+    return not output.exists() or {path.name for path in output.iterdir()} <= {"manifest.json", ".lock"}
 
 
 # --- files ----------------------------------------------------------------------------------------------------
@@ -342,11 +343,25 @@ def test_prompts_without_room_for_an_answer(
     assert "--max-response-tokens" in message
 
 
-def test_ptx_text_that_is_cut_is_counted(quickstart: Path, tmp_path: Path, capsys: Capture) -> None:
+@pytest.mark.parametrize(("verb", "role"), [("ppo", "ptx_data"), ("sft", "pretraining_data")])
+def test_text_longer_than_a_row_is_read_to_its_end(
+    verb: str, role: str, quickstart: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut: list[int] = []
+
+    def watched(tokens: Any, row_length: int) -> list[Sample]:
+        found = pieces(tokens, row_length)
+        cut.append(len(tokens) - 1 - sum(len(piece) - 1 for piece in found))
+        return found
+
+    monkeypatch.setattr(f"chatloom.stages.{verb}.pieces", watched)
+    monkeypatch.setattr(Trainer, "save", lambda self: None)
     text = write(tmp_path / "text.jsonl", {"text": "very " * 100}, GOOD["text"])
-    arguments = command("ppo", quickstart, tmp_path / "run", ptx_data=text, ptx_coefficient="1", row_length="64")
-    assert cli.main(arguments) == 0
-    assert "1 of 2 samples were longer than 64 tokens and were cut" in " ".join(capsys.readouterr().out.split())
+    changes = {role: text, "row_length": "64"} | ({"ptx_coefficient": "1"} if verb == "ppo" else {})
+    arguments = command(verb, quickstart, tmp_path / "run", **changes)
+    assert cli.main(arguments[: -len(SMALL)] + SMALL[:2] if verb == "sft" else arguments) == 0
+    assert cut
+    assert not any(cut)
 
 
 def test_rows_beyond_the_context(quickstart: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -155,7 +157,7 @@ def test_leftovers_of_a_kill_are_swept_and_other_hidden_files_stay(config: Confi
     (run.folder / ".gitignore").write_text("*")
     start(config)
     names = {path.name for path in run.folder.iterdir()}
-    assert names == {"manifest.json", "metrics.jsonl", ".gitignore"}
+    assert names == {"manifest.json", "metrics.jsonl", ".gitignore", ".lock"}
 
 
 def test_lineage_grows_run_by_run_each_once(tmp_path: Path) -> None:
@@ -189,3 +191,43 @@ def test_lineage_grows_run_by_run_each_once(tmp_path: Path) -> None:
     used = resources_of({"sft": Path(tuned), "missing": tmp_path / "no run"})
     assert [each.stage for each in used] == ["sft"]
     assert json.loads((Path(tuned) / "manifest.json").read_text())["seconds"] == used[0].seconds
+
+
+def test_an_interrupted_run_adds_up_its_time(config: Config) -> None:
+    run = start(config)
+    run.started -= 100
+    run.note_seconds()
+    assert 100 <= run.seconds < 110  # noted, and not counted twice
+    again = start(config)
+    again.started -= 20
+    again.finish()
+    manifest = read_manifest(config.output_dir)
+    assert manifest is not None
+    assert 120 <= manifest["seconds"] < 130
+
+
+def test_two_processes_do_not_share_a_folder(config: Config) -> None:
+    def other() -> str:
+        code = "import sys; from filelock import FileLock; FileLock(sys.argv[1]).acquire(blocking=False)"
+        arguments = [sys.executable, "-c", code, str(Path(config.output_dir) / ".lock")]
+        return subprocess.run(arguments, capture_output=True, text=True, check=False).stderr
+
+    run = start(config)
+    assert "Timeout" in other()
+    run.finish()
+    assert other() == ""
+    start(config)  # done before: nothing is held
+    assert other() == ""
+
+
+def test_a_folder_that_is_at_work_is_refused(config: Config) -> None:
+    start(config).finish()
+    code = "import sys, time, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(); time.sleep(60)"
+    arguments = [sys.executable, "-uc", code, str(Path(config.output_dir) / ".lock")]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(ValueError, match="another process is at work in"):
+            start(config)
+        process.kill()
+    start(config)
