@@ -10,10 +10,11 @@ from typing import Any
 from torch import nn
 
 from chatloom.models.decoder import Decoder
-from chatloom.models.weights import Joined
+from chatloom.models.initialise import draw_normal
+from chatloom.models.weights import Joined, linear
 from chatloom.nn.attention import Attention
 from chatloom.nn.block import Block
-from chatloom.nn.feedforward import GeluFeedForward
+from chatloom.nn.feedforward import FeedForward
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Model(Decoder):
         self.blocks = nn.ModuleList(
             Block(
                 Attention(config.width, config.num_heads, bias=True),
-                GeluFeedForward(config.width, config.inner_width or 4 * config.width),
+                FeedForward(config.width, config.inner_width or 4 * config.width),
                 nn.LayerNorm(config.width, eps=config.norm_epsilon),
                 nn.LayerNorm(config.width, eps=config.norm_epsilon),
             )
@@ -105,22 +106,7 @@ class Model(Decoder):
         )
         self.final_norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
         self.head = None if config.tie_embeddings else nn.Linear(config.width, config.vocab_size, bias=False)
-        self.initialise()
-
-    def initialise(self) -> None:
-        """Draw fresh weights from torch's generator."""
-        std = self.config.initializer_range
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=std)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        residual_std = std / (2 * self.config.num_layers) ** 0.5
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            nn.init.normal_(block.attention.output.weight, std=residual_std)
-            assert isinstance(block.feedforward, GeluFeedForward)
-            nn.init.normal_(block.feedforward.down.weight, std=residual_std)
+        draw_normal(self, config.initializer_range)
 
 
 # Radford et al. 2019, table 2 (names by the parameter counts of the released weights).
@@ -133,25 +119,19 @@ SIZES = {
 }
 
 
-def _affine(stored: str, *ours: str) -> dict[str, str | Joined]:
-    return {f"{stored}.{kind}": Joined(tuple(f"{name}.{kind}" for name in ours), True) for kind in ("weight", "bias")}
-
-
-def _norm(stored: str, ours: str) -> dict[str, str | Joined]:
-    return {f"{stored}.{kind}": f"{ours}.{kind}" for kind in ("weight", "bias")}
-
-
-_ATTENTION = "blocks.{layer}.attention"
+_BLOCK, _OURS = "transformer.h.{layer}", "blocks.{layer}"
 WEIGHT_NAMES: dict[str, str | Joined] = {
     "transformer.wte.weight": "embedding.weight",
     "transformer.wpe.weight": "position_embedding.weight",
-    **_norm("transformer.h.{layer}.ln_1", "blocks.{layer}.attention_norm"),
-    **_affine("transformer.h.{layer}.attn.c_attn", *(f"{_ATTENTION}.{part}" for part in ("query", "key", "value"))),
-    **_affine("transformer.h.{layer}.attn.c_proj", f"{_ATTENTION}.output"),
-    **_norm("transformer.h.{layer}.ln_2", "blocks.{layer}.feedforward_norm"),
-    **_affine("transformer.h.{layer}.mlp.c_fc", "blocks.{layer}.feedforward.up"),
-    **_affine("transformer.h.{layer}.mlp.c_proj", "blocks.{layer}.feedforward.down"),
-    **_norm("transformer.ln_f", "final_norm"),
+    **linear(f"{_BLOCK}.ln_1", f"{_OURS}.attention_norm"),
+    **linear(
+        f"{_BLOCK}.attn.c_attn", *(f"{_OURS}.attention.{part}" for part in ("query", "key", "value")), transpose=True
+    ),
+    **linear(f"{_BLOCK}.attn.c_proj", f"{_OURS}.attention.output", transpose=True),
+    **linear(f"{_BLOCK}.ln_2", f"{_OURS}.feedforward_norm"),
+    **linear(f"{_BLOCK}.mlp.c_fc", f"{_OURS}.feedforward.up", transpose=True),
+    **linear(f"{_BLOCK}.mlp.c_proj", f"{_OURS}.feedforward.down", transpose=True),
+    **linear("transformer.ln_f", "final_norm"),
     "lm_head.weight": "head.weight",
 }
 
