@@ -4,6 +4,8 @@ Every family is one row of `CONFIGS`; nothing is downloaded. In fp32 logits and 
 gradients to 1e-3 of the largest entry of their tensor; bf16 logits to 5 % of the largest.
 """
 
+import json
+import tempfile
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -112,8 +114,15 @@ ROWS = list(CONFIGS)
 ONE_EACH = list(FAMILIES)  # every family's first row has its name
 
 
+FIGURES = Path(__file__).with_name("figures.json")  # for docs/families.md
+
+
 @pytest.fixture(scope="module")
 def chat() -> ChatFormat:
+    return make_chat()
+
+
+def make_chat() -> ChatFormat:
     return ChatFormat(train_tokenizer(["the miller sings at noon"] * 4, vocab_size=280), CHATLOOM_TEMPLATE)
 
 
@@ -134,7 +143,7 @@ def saved(name: str, folder: Path, chat: ChatFormat, **options: Any) -> tuple[mo
 
 
 def assert_gradients_match(name: str, model: models.Decoder, peer: Any) -> None:
-    """To a thousandth of each tensor's largest entry; what is nothing beside the others (a key's bias) to 1e-8 of theirs."""
+    """To a thousandth of each tensor's largest entry; where that is nothing (a key's bias), to 1e-8 of the others'."""
     grads = {key: value.grad for key, value in model.named_parameters() if value.grad is not None}
     ours = to_huggingface(grads, FAMILIES[name.split()[0]].WEIGHT_NAMES, model.config)
     theirs = in_stored_names(peer)
@@ -166,6 +175,42 @@ def in_stored_names(peer: Any) -> dict[str, torch.Tensor]:
         else:
             found[key] = grad
     return found
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_balanced_experts_have_the_same_loss(name: str, chat: ChatFormat, tmp_path: Path) -> None:
+    # With one layer: transformers counts the layers' tokens together, eq. 4 each layer's own.
+    config = replace(CONFIGS[name], num_layers=1, load_balancing=0.5)
+    model = shaken(config).train()
+    checkpoint.save_pretrained(tmp_path, model, chat)
+    peer = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).train()
+    assert peer.config.output_router_logits
+    tokens = torch.randint(10, 320, (2, 12))
+    targets = torch.full_like(tokens, -100)
+    targets[:, :-1] = tokens[:, 1:]
+    loss = causal_lm(model, {"tokens": tokens, "targets": targets})
+    their_loss = peer(tokens, labels=tokens).loss
+    assert float(loss.metrics["router/loss"][0] / loss.weight) > 0.5
+    torch.testing.assert_close(loss.total / loss.weight, their_loss, rtol=1e-4, atol=0)
+    (loss.total / loss.weight).backward()
+    their_loss.backward()
+    assert_gradients_match(name, model, peer)
+
+
+def logit_difference(name: str, folder: Path, chat: ChatFormat) -> float:
+    """The largest absolute difference of fp32 logits on two rows of 48 tokens."""
+    model, peer = saved(name, folder, chat)
+    tokens = torch.randint(10, 320, (2, 48))
+    with torch.no_grad():
+        return float((model(tokens) - peer(tokens).logits).abs().max())
+
+
+@pytest.mark.parametrize("name", ONE_EACH)
+def test_the_figure_in_the_documents_is_the_measured_one(name: str, chat: ChatFormat, tmp_path: Path) -> None:
+    figures = json.loads(FIGURES.read_text(encoding="utf-8"))
+    assert list(figures) == ONE_EACH, f"write {FIGURES.name} again: python {Path(__file__).name}"
+    # Another processor rounds otherwise, so only the order of magnitude is held.
+    assert logit_difference(name, tmp_path, chat) < 10 * figures[name] + 1e-6
 
 
 def test_every_family_is_tested() -> None:
@@ -288,3 +333,9 @@ def test_cached_equals_full(name: str) -> None:
         torch.testing.assert_close(got, full[torch.arange(3), lengths + step], rtol=1e-4, atol=1e-4)
     picked = cache.select(torch.tensor([2, 0, 2]))
     assert picked.lengths.tolist() == [12, 14, 12]
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as temporary:
+        measured = {name: logit_difference(name, Path(temporary) / name, make_chat()) for name in ONE_EACH}
+    FIGURES.write_text(json.dumps({name: float(f"{value:.1e}") for name, value in measured.items()}, indent=2) + "\n")
