@@ -53,6 +53,13 @@ class Config(PlainHeads, StoredConfig):
     }
     ABSENT: ClassVar[Mapping[str, Any]] = {"context_length": 2048, "rotary_width": 64}
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rotary_width % 2 or not 2 <= self.rotary_width <= self.head_width:
+            raise ValueError(
+                f"rotary_width is {self.rotary_width}; it must be even and at most a head's width, {self.head_width}"
+            )
+
     @property
     def tie_embeddings(self) -> bool:
         """Never: the vocabulary projection has a bias."""

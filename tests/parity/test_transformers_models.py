@@ -6,7 +6,7 @@ gradients to 1e-3 of the largest entry of their tensor; bf16 logits to 5 % of th
 
 import json
 import tempfile
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +21,10 @@ from chatloom.models.weights import to_huggingface
 from chatloom.nn.cache import Dense
 from chatloom.nn.rope_scaling import RopeScaling
 from chatloom.objectives.causal_lm import causal_lm
+from chatloom.testing.models import tiny_config as tiny
 from chatloom.tokenizers.bpe import train_tokenizer
 
 transformers = pytest.importorskip("transformers")
-
-
-def tiny(family: str, **changes: Any) -> Any:
-    """The smallest model of a family that has all its parts, for a text longer than its windows."""
-    config = FAMILIES[family].SIZES["mini"]
-    sizes = {
-        "vocab_size": 320,
-        "context_length": 64,
-        "num_layers": 2,
-        "width": 32,
-        "num_heads": 4,
-        "inner_width": 48,
-        "num_key_value_heads": 2,
-        "rotary_width": 4,
-        "tie_embeddings": False,
-    }
-    if "window" in (names := {field.name for field in fields(config)}):
-        sizes["window"] = 5
-    return replace(config, **{name: size for name, size in sizes.items() if name in names} | changes)
 
 
 LLAMA3 = RopeScaling("llama3", 4.0, 16, low_freq_factor=1.0, high_freq_factor=4.0)
