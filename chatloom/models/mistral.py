@@ -1,4 +1,7 @@
-"""Mistral 7B (Jiang et al. 2023): LLaMA's layers, where a token sees only a window of those before it (section 2)."""
+"""Mistral 7B (Jiang et al. 2023, section 2): LLaMA's layers, where a token sees only a window of those before it.
+
+Worth knowing: what lies before the window still arrives, a layer at a time. The releases since version 0.2 have none.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

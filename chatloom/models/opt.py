@@ -1,7 +1,7 @@
 """OPT (Zhang et al. 2022, section 2.1), so OPT-IML and Galactica: GPT-3's layers with ReLU.
 
 Worth knowing: the first two rows of the position embedding belong to no token. The 350M release has its norms after
-the residual sums and a narrower embedding; it is the only one, and it is refused.
+the residual sums and a narrower embedding, as no other has, and is refused.
 """
 
 from collections.abc import Mapping

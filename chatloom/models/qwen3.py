@@ -1,4 +1,7 @@
-"""Qwen3 (Yang et al. 2025, section 2): Qwen2's layers without biases; queries and keys are normalised per head."""
+"""Qwen3 (Yang et al. 2025, section 2): Qwen2's layers without biases; queries and keys are normalised per head.
+
+Worth knowing: a head is 128 channels wide whatever the model's width.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
