@@ -42,7 +42,7 @@ def page() -> str:
 
 
 def _row(name: str, module: ModuleType, figure: float) -> str:
-    what, _, worth = (module.__doc__ or "").partition("\n\n")
+    what, worth, *_ = [*(module.__doc__ or "").split("\n\n"), ""]
     worth = " ".join(worth.split()).removeprefix("Worth knowing: ")
     file = f"[`{name}`](../{module.__name__.replace('.', '/')}.py)"
     sizes = ", ".join(f"`{size}` {config.num_layers} x {config.width}" for size, config in module.SIZES.items())

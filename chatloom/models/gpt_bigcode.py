@@ -32,6 +32,7 @@ class Config(PlainHeads, StoredConfig):
     norm_epsilon: float = 1e-5
     initializer_range: float = 0.02
     tie_embeddings: bool = True
+    activation: str = "gelu_pytorch_tanh"
 
     MODEL_TYPE: ClassVar[str] = "gpt_bigcode"
     ARCHITECTURE: ClassVar[str] = "GPTBigCodeForCausalLM"
@@ -45,9 +46,9 @@ class Config(PlainHeads, StoredConfig):
         "layer_norm_epsilon": "norm_epsilon",
         "initializer_range": "initializer_range",
         "tie_word_embeddings": "tie_embeddings",
+        "activation_function": "activation",
     }
     FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "activation_function": ("gelu_pytorch_tanh", "gelu_new", "gelu_fast"),
         "multi_query": (True,),
         "scale_attn_weights": (True,),
     }
@@ -70,7 +71,7 @@ class Model(Decoder):
         self.blocks = nn.ModuleList(
             Block(
                 Attention(config.width, config.num_heads, num_key_value_heads=1, bias=True),
-                FeedForward(config.width, config.inner_width or 4 * config.width),
+                FeedForward(config.width, config.inner_width or 4 * config.width, activation=config.activation),
                 nn.LayerNorm(config.width, eps=config.norm_epsilon),
                 nn.LayerNorm(config.width, eps=config.norm_epsilon),
             )

@@ -1,8 +1,11 @@
 """LLaMA (Touvron et al. 2023): rotary positions, RMSNorm, SwiGLU, no biases; grouped queries since LLaMA 2.
 
 Worth knowing: the output projections of attention and feed-forward start at zero, so a fresh model is its embedding
-and every layer earns its place; the other matrices start with variance 1/inputs. Later families of this make
-(Mistral, Qwen, Phi-3, ...) inherit from this file and override the part of the wiring that they change.
+and every layer earns its place; the other matrices start with variance 1/inputs. Alpaca, Vicuna and SmolLM2 are this
+family, and InternLM is with `attention_bias`.
+
+Later families of this make (Mistral, Qwen, Phi-3, ...) inherit from this file and override the part of the wiring that
+they change.
 """
 
 from collections.abc import Mapping

@@ -16,7 +16,7 @@ from chatloom.models.stored_config import PlainHeads, StoredConfig
 from chatloom.models.weights import Joined, linear
 from chatloom.nn.attention import Attention
 from chatloom.nn.block import Block
-from chatloom.nn.feedforward import ACTIVATIONS, FeedForward
+from chatloom.nn.feedforward import FeedForward
 
 _OFFSET = 2
 
@@ -69,10 +69,6 @@ class Config(PlainHeads, StoredConfig):
             raise ValueError(
                 f"an opt with word_embed_proj_dim={data['word_embed_proj_dim']} (OPT-350M) is not supported; "
                 f"allowed: hidden_size ({found['width']})"
-            )
-        if found.get("activation", "relu") not in ACTIVATIONS:
-            raise ValueError(
-                f"activation_function {found['activation']!r} is not supported; allowed: {', '.join(ACTIVATIONS)}"
             )
         return found
 

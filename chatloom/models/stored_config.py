@@ -7,6 +7,8 @@ field's default. A key that asks for what a family here does not do (`FIXED`) is
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
+from chatloom.nn.feedforward import ACTIVATIONS
+
 
 class StoredConfig:
     """What the config dataclasses of the families inherit."""
@@ -52,6 +54,8 @@ class StoredConfig:
                 raise KeyError(stored)
             elif ours in cls.ABSENT:
                 fields[ours] = cls.ABSENT[ours]
+            if ours == "activation" and fields.get(ours, "gelu") not in ACTIVATIONS:
+                raise ValueError(f"{stored}={data[stored]!r} is not supported; allowed: {', '.join(ACTIVATIONS)}")
         return fields
 
 

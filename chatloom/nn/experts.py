@@ -5,6 +5,7 @@ Facts worth knowing:
   does so (Mixtral: Jiang et al. 2024, section 2.1; Qwen3-MoE by its config). No token is ever dropped.
 * A router left alone sends everything to few experts. `load_balancing` (Switch Transformer: Fedus et al. 2021, eq. 4)
   is least when all are used alike, and `router_z` (ST-MoE: Zoph et al. 2022, eq. 5) keeps the router's logits small.
+* Balance is a property of a batch: accumulated micro-batches are each balanced for themselves.
 * Both want the routing of the forward pass: in training it is kept on the module until the next one.
 """
 
