@@ -22,7 +22,7 @@ from chatloom import models, runtime
 from chatloom.chat.render import ChatFormat
 from chatloom.chat.templates import ChatTemplate
 from chatloom.models import Decoder, RewardModel
-from chatloom.models.weights import from_huggingface, to_huggingface
+from chatloom.models.weights import from_huggingface, head_names, to_huggingface
 from chatloom.tokenizers.bpe import Tokenizer
 
 WEIGHTS, INDEX, CONFIG, TEMPLATE = (
@@ -144,15 +144,16 @@ def save_pretrained(
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {trunk.config.vocab_size}")
     config = trunk.config.to_huggingface()
     module = _module_of(config)
-    tensors = to_huggingface(trunk.state_dict(), module.WEIGHT_NAMES, trunk.config.num_layers)
+    tensors = to_huggingface(trunk.state_dict(), module.WEIGHT_NAMES, trunk.config)
     special = _special_tokens(chat)
     config |= special
     config["dtype"] = str(trunk.embedding.weight.dtype).removeprefix("torch.")
     if isinstance(model, RewardModel):
-        tensors.pop("lm_head.weight", None)
+        for name in head_names(module.WEIGHT_NAMES):
+            tensors.pop(name, None)
         tensors[SCORE_HEAD] = model.score_head.weight
         base = config["architectures"][0].removesuffix("ForCausalLM").removesuffix("LMHeadModel")
-        config["architectures"] = [f"{base}ForSequenceClassification"]
+        config["architectures"] = [getattr(trunk.config, "CLASSIFIER", f"{base}ForSequenceClassification")]
         config |= {"num_labels": 1, "id2label": {"0": "reward"}, "label2id": {"reward": 0}}
         config |= {"reward_gain": model.gain, "reward_bias": model.bias}
     else:
@@ -213,23 +214,20 @@ def _without_initialisation(module: Any, config: Any) -> Decoder:
 
 
 def _finish(
-    model: Decoder, tensors: dict[str, Tensor], folder: Path, config: dict[str, Any], *, ignored: tuple[str, ...] = ()
+    model: Decoder, tensors: dict[str, Tensor], folder: Path, config: dict[str, Any], *, headless: bool = False
 ) -> ChatFormat:
+    """Fill the model; `headless` is a reward model's trunk, which has no vocabulary projection stored."""
     module = _module_of(config)
-    expected = set(model.state_dict())
-    tied = ("lm_head.weight",) if model.head is None else ()
-    state = from_huggingface(
-        tensors,
-        module.WEIGHT_NAMES,
-        model.config.num_layers,
-        expected=expected - ({"head.weight"} if ignored else set()),
-        ignored=(*module.IGNORED, *tied, *ignored),
-    )
-    for name, tensor in model.state_dict().items():
-        if name in state and state[name].shape != tensor.shape:
-            raise ValueError(
-                f"{folder}: {name} is {tuple(state[name].shape)}, but {CONFIG} asks for {tuple(tensor.shape)}"
-            )
+    expected = {
+        name: tensor for name, tensor in model.state_dict().items() if not (headless and name.startswith("head."))
+    }
+    unused = head_names(module.WEIGHT_NAMES) if headless or model.head is None else ()
+    try:
+        state = from_huggingface(
+            tensors, module.WEIGHT_NAMES, model.config, expected=expected, ignored=(*module.IGNORED, *unused)
+        )
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
     model.load_state_dict(state, strict=False)
     tokenizer = Tokenizer.load(folder)
     if tokenizer.vocab_size > model.config.vocab_size:
@@ -269,7 +267,7 @@ def load_reward(
     if SCORE_HEAD not in tensors or "reward_gain" not in config:
         raise ValueError(f"{folder} has no reward head; train one with `chatloom reward --model {folder}`")
     score = tensors.pop(SCORE_HEAD)
-    chat = _finish(model, tensors, folder, config, ignored=("lm_head.weight",))
+    chat = _finish(model, tensors, folder, config, headless=True)
     state = torch.get_rng_state()
     reward_model = RewardModel(model)
     torch.set_rng_state(state)

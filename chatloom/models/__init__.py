@@ -4,11 +4,54 @@ from types import ModuleType
 from typing import Any
 
 from chatloom.config import nearest
-from chatloom.models import gpt2, llama
+from chatloom.models import (
+    bloom,
+    codegen,
+    gemma2,
+    gemma3,
+    glm4,
+    gpt1,
+    gpt2,
+    gpt_bigcode,
+    gpt_neo,
+    gptj,
+    llama,
+    mistral,
+    mixtral,
+    neox,
+    opt,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    stablelm,
+)
 from chatloom.models.decoder import Decoder, DecoderConfig, num_parameters
 from chatloom.models.heads import RewardModel, ValueModel
 
-FAMILIES: dict[str, ModuleType] = {"gpt2": gpt2, "llama": llama}
+# By the `model_type` of a `config.json`, oldest first.
+FAMILIES: dict[str, ModuleType] = {
+    "openai-gpt": gpt1,
+    "gpt2": gpt2,
+    "gpt_neo": gpt_neo,
+    "gptj": gptj,
+    "codegen": codegen,
+    "gpt_neox": neox,
+    "opt": opt,
+    "bloom": bloom,
+    "gpt_bigcode": gpt_bigcode,
+    "llama": llama,
+    "mistral": mistral,
+    "mixtral": mixtral,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+    "qwen3_moe": qwen3_moe,
+    "phi3": phi3,
+    "stablelm": stablelm,
+    "glm4": glm4,
+    "gemma2": gemma2,
+    "gemma3_text": gemma3,
+}
 
 __all__ = ["FAMILIES", "Decoder", "DecoderConfig", "RewardModel", "ValueModel", "build", "family", "num_parameters"]
 
@@ -16,14 +59,16 @@ __all__ = ["FAMILIES", "Decoder", "DecoderConfig", "RewardModel", "ValueModel", 
 def family(name: str) -> ModuleType:
     """The module of a family. Raises ValueError listing those known."""
     if name not in FAMILIES:
-        raise ValueError(f"model family {name!r} is unknown{nearest(name, FAMILIES)}")
+        known = f"known: {', '.join(sorted(FAMILIES))}"
+        hint = nearest(name, FAMILIES)
+        raise ValueError(f"model family {name!r} is unknown{hint}" + ("" if known in hint else f"; {known}"))
     return FAMILIES[name]
 
 
 def build(config: DecoderConfig) -> Decoder:
     """A freshly initialised model for a family's config; draws from torch's generator."""
     for module in FAMILIES.values():
-        if isinstance(config, module.Config):
+        if type(config) is module.Config:
             model: Any = module.Model(config)
             assert isinstance(model, Decoder)
             return model

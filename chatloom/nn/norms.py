@@ -12,16 +12,22 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + epsilon) * weight over the last axis, computed in fp32 as the families' own code does."""
+    """x / sqrt(mean(x^2) + epsilon) * weight over the last axis, computed in fp32 as the families' own code does.
 
-    def __init__(self, width: int, *, epsilon: float = 1e-5) -> None:
+    With an `offset` of 1 the factor is 1 + weight and the weight starts at zero (Gemma).
+    """
+
+    def __init__(self, width: int, *, epsilon: float = 1e-5, offset: float = 0.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight = nn.Parameter(torch.full((width,), 1.0 - offset))
         self.epsilon = epsilon
+        self.offset = offset
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
         wide, weight = x.float(), self.weight.float()
+        if self.offset:
+            weight = weight + self.offset
         if x.device.type != "cpu":
             return nn.functional.rms_norm(wide, weight.shape, weight, self.epsilon).to(x.dtype)
         normalised: Tensor = _RMSNorm.apply(wide, weight, self.epsilon)  # type: ignore[no-untyped-call]

@@ -37,7 +37,7 @@ class Config:
     output_dir: str
     # Folder of the tokenizer (`chatloom tokenizer`). Not needed when `model` is a folder.
     tokenizer: str | None = None
-    # FAMILY/SIZE such as llama/mini or gpt2/124M, or a model folder to go on from.
+    # FAMILY/SIZE such as llama/mini or gpt2/124M (docs/families.md has all), or a model folder to go on from.
     model: str = "llama/mini"
     # Changes to that size. None: as the size says.
     num_layers: int | None = None
