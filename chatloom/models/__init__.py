@@ -7,10 +7,21 @@ from chatloom.config import nearest
 from chatloom.models import gpt2, llama
 from chatloom.models.decoder import Decoder, DecoderConfig, num_parameters
 from chatloom.models.heads import RewardModel, ValueModel
+from chatloom.models.weights import Joined, expanded
 
 FAMILIES: dict[str, ModuleType] = {"gpt2": gpt2, "llama": llama}
 
-__all__ = ["FAMILIES", "Decoder", "DecoderConfig", "RewardModel", "ValueModel", "build", "family", "num_parameters"]
+__all__ = [
+    "FAMILIES",
+    "Decoder",
+    "DecoderConfig",
+    "RewardModel",
+    "ValueModel",
+    "build",
+    "family",
+    "num_parameters",
+    "stored_names",
+]
 
 
 def family(name: str) -> ModuleType:
@@ -28,3 +39,11 @@ def build(config: DecoderConfig) -> Decoder:
             assert isinstance(model, Decoder)
             return model
     raise ValueError(f"{type(config).__module__} is not a model family; known: {', '.join(FAMILIES)}")
+
+
+def stored_names(model: Decoder) -> dict[str, Joined]:
+    """Hugging Face's name of each stored tensor of a model, and the tensors of ours that it holds."""
+    for module in FAMILIES.values():
+        if isinstance(model.config, module.Config):
+            return expanded(module.WEIGHT_NAMES, model.config.num_layers)
+    raise ValueError(f"{type(model.config).__module__} is not a model family; known: {', '.join(FAMILIES)}")

@@ -89,3 +89,8 @@ def from_huggingface(
             + (f"not expected {', '.join(extra[:8])}{' ...' if len(extra) > 8 else ''}" if extra else "")
         )
     return {name: tensor for name, tensor in state.items() if name in expected}
+
+
+def expanded(names: WeightNames, num_layers: int) -> dict[str, Joined]:
+    """A family's `WEIGHT_NAMES` with every layer's names written out."""
+    return _expand(names, num_layers)

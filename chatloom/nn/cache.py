@@ -131,6 +131,13 @@ class Dense:
         self._index = self.lengths
         self._span = 0
 
+    def start(self, keys: Tensor, values: Tensor) -> None:
+        """Put keys and values (L, G, P, D) of virtual tokens before all rows' first tokens."""
+        num_tokens = keys.shape[2]
+        self.keys[:, :, :, :num_tokens] = keys[:, None].to(self.keys.dtype)
+        self.values[:, :, :, :num_tokens] = values[:, None].to(self.values.dtype)
+        self.lengths = torch.full_like(self.lengths, num_tokens)
+
     def begin(self, counts: Tensor) -> None:
         """Announce how many of the next forward's tokens are real in each row: (B,) int64, each at least 1."""
         self._counts = counts
