@@ -391,6 +391,16 @@ def _open_adapter(
     return Pretrained(model, chat, model.config.to_huggingface()), score, saved.base
 
 
+def is_adapter_of(folder: Path | str, base: Path | str) -> bool:
+    """Whether a folder is an adapter of the model at `base`, so that it can be put on that model's weights."""
+    if not adapter_files.is_adapter(folder):
+        return False
+    saved = adapter_files.read_adapter(Path(folder))
+    if saved.base.digest is None:
+        return Path(saved.base_path()).resolve() == Path(base).resolve()
+    return saved.base.digest == weights_digest(base)
+
+
 def weights_digest(path: Path | str) -> str:
     """Sixteen hex digits of a model's weights: a file's, or those of all safetensors files of a folder."""
     path = Path(path)

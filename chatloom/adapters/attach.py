@@ -83,7 +83,7 @@ def put_lora(
     placed = []
     for layer in linear:
         lora = LoRA(layer, down, scale=scale, dropout=dropout, dora=dora)
-        layer.add_module("lora", lora)
+        layer.add_module("lora", lora.train(layer.training))
         placed.append(lora)
     return placed
 
@@ -98,7 +98,7 @@ def put_prefix(decoder: Any, kind: str, num_tokens: int) -> nn.Module:
         )
     made: nn.Module = (PromptTuning if kind == "prompt" else PrefixTuning)(decoder, num_tokens)
     decoder.requires_grad_(False)
-    decoder.prefix = made
+    decoder.prefix = made.train(decoder.training)
     decoder.config = replace(decoder.config, context_length=room)
     return made
 

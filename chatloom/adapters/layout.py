@@ -65,7 +65,7 @@ def stored_layers(model: nn.Module, names: Mapping[str, Fused]) -> list[StoredLa
 def alone(model: nn.Module) -> list[StoredLayer]:
     """Every linear layer of the blocks as a stored module of its own, for a model that no file names."""
     return [
-        StoredLayer(path, (path,), torch.arange(layer.out_features), False)
+        StoredLayer(path, (path,), torch.arange(layer.out_features, device="cpu"), False)
         for path, layer in model.named_modules()
         if isinstance(layer, nn.Linear) and _is_hidden(path)
     ]
@@ -76,7 +76,8 @@ def _is_hidden(path: str) -> bool:
 
 
 def _order(stored: str, fused: Fused, sizes: list[int]) -> Tensor:
-    order = fused.join(list(torch.split(torch.arange(sum(sizes)), sizes)))
-    if not torch.equal(order.sort().values, torch.arange(sum(sizes))):
+    numbers = torch.arange(sum(sizes), device="cpu")
+    order = fused.join(list(torch.split(numbers, sizes)))
+    if not torch.equal(order.sort().values, numbers):
         raise ValueError(f"{stored} does not hold {', '.join(fused.names)} row by row, so LoRA cannot adapt it")
     return order
