@@ -143,7 +143,10 @@ def save_pretrained(
     folder = Path(folder)
     trunk = model.trunk if isinstance(model, RewardModel) else model
     if adapters.is_adapted(trunk):
-        raise ValueError("the model has an adapter; merge it into the weights first, or save the adapter alone")
+        raise ValueError(
+            f"the model has an adapter ({trunk.adapter_config.adapter}); save that alone (checkpoint.save_adapter), or "
+            "write LoRA into the weights first (adapters.merge and adapters.detach)"
+        )
     tokenizer = chat.tokenizer
     if tokenizer.vocab_size > trunk.config.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {trunk.config.vocab_size}")

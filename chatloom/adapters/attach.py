@@ -63,11 +63,17 @@ def chosen_paths(layers: Sequence[StoredLayer], targets: Sequence[str]) -> list[
             )
     chosen = []
     for layer in layers:
-        whole = any(target == EVERY_LAYER or _ends(layer.name, target) for target in targets)
+        every = EVERY_LAYER in targets and not _of_a_mixture(layer.paths[0])
+        whole = every or any(_ends(layer.name, target) for target in targets)
         paths = tuple(path for path in layer.paths if whole or any(_ends(path, target) for target in targets))
         if paths:
             chosen.append(paths)
     return chosen
+
+
+def _of_a_mixture(path: str) -> bool:
+    """Experts are many and see few tokens each, and a router that learns alone loses its balance."""
+    return not {"experts", "router"}.isdisjoint(path.split("."))
 
 
 def _ends(path: str, target: str) -> bool:

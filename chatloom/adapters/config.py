@@ -26,7 +26,8 @@ class AdapterConfig:
     # The update is multiplied by alpha / r.
     adapter_alpha: float = 32.0
     # Linear layers that LoRA is put on, by the end of their module path, in our names (query, feedforward.up) or
-    # Hugging Face's (q_proj, c_attn). "all": every linear layer of the blocks (Dettmers et al. 2023, section 4).
+    # Hugging Face's (q_proj, c_attn). "all": every linear layer of the blocks (Dettmers et al. 2023, section 4), but
+    # of a mixture neither experts nor router.
     adapter_targets: tuple[str, ...] = (EVERY_LAYER,)
     # Dropout of what LoRA reads. Not in PPO.
     adapter_dropout: float = 0.0
