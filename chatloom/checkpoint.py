@@ -144,8 +144,8 @@ def save_pretrained(
     trunk = model.trunk if isinstance(model, RewardModel) else model
     if adapters.is_adapted(trunk):
         raise ValueError(
-            f"the model has an adapter ({trunk.adapter_config.adapter}); save that alone (checkpoint.save_adapter), or "
-            "write LoRA into the weights first (adapters.merge and adapters.detach)"
+            "the model has an adapter; save that alone (checkpoint.save_adapter), or write LoRA into the weights first "
+            "(adapters.merge and adapters.detach)"
         )
     tokenizer = chat.tokenizer
     if tokenizer.vocab_size > trunk.config.vocab_size:

@@ -70,6 +70,10 @@ def arguments(stage: str, made: Path, *, adapter: list[str] | None = None, model
     ]
 
 
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+
+
 def lines(folder: Path) -> list[dict[str, Any]]:
     clocked = ("tokens_per_second", "seconds")
     return [
@@ -82,7 +86,7 @@ def assert_same_run(whole: Path, parts: Path) -> None:
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (whole / name).read_bytes() == (parts / name).read_bytes()
     assert lines(whole) == lines(parts)
-    assert {path.name for path in whole.iterdir()} == {path.name for path in parts.iterdir()} == ROOT
+    assert names(whole) == names(parts) == ROOT
     assert os.listdir(whole / "checkpoints") == os.listdir(parts / "checkpoints")  # noqa: PTH208
 
 
@@ -132,7 +136,7 @@ def test_a_run_is_opened_with_its_base(made: Path, capsys: pytest.CaptureFixture
     base = chatloom.load(made / "base", device="cpu")
     tokens = torch.tensor([[1, 2, 3, 4]])
     assert not torch.allclose(lm.model(tokens), base.model(tokens), atol=1e-3)
-    assert {path.name for path in (made / "sft").iterdir()} == ROOT
+    assert names(made / "sft") == ROOT
     manifest = read_manifest(made / "sft")
     assert manifest is not None
     assert manifest["weights"] == checkpoint.weights_digest(made / "sft")
@@ -150,7 +154,7 @@ def test_merged_runs_and_adapters_upon_adapters(made: Path, tmp_path: Path) -> N
     attached = chatloom.load(made / "sft", device="cpu").model(tokens)
     whole = chatloom.load(merged, device="cpu").model(tokens)
     assert (whole - attached).abs().max() < 1e-4
-    assert "adapter_config.json" not in {path.name for path in merged.iterdir()}
+    assert "adapter_config.json" not in names(merged)
     upon = tmp_path / "upon"
     command = arguments("reward", made)
     command[command.index("--model") + 1] = str(made / "sft")
