@@ -6,6 +6,7 @@ label, whose gain and bias stand in `config.json`. A training state is tensors i
 nothing here reads pickle. Every file is written under a temporary name, synced and renamed.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -18,7 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from chatloom import models, runtime
+from chatloom import adapters, models, runtime
+from chatloom.adapters import files as adapter_files
+from chatloom.adapters.peft import from_peft
 from chatloom.chat.render import ChatFormat
 from chatloom.chat.templates import ChatTemplate
 from chatloom.models import Decoder, RewardModel
@@ -139,6 +142,11 @@ def save_pretrained(
     """
     folder = Path(folder)
     trunk = model.trunk if isinstance(model, RewardModel) else model
+    if adapters.is_adapted(trunk):
+        raise ValueError(
+            "the model has an adapter; save that alone (checkpoint.save_adapter), or write LoRA into the weights first "
+            "(adapters.merge and adapters.detach)"
+        )
     tokenizer = chat.tokenizer
     if tokenizer.vocab_size > trunk.config.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {trunk.config.vocab_size}")
@@ -239,18 +247,25 @@ def _finish(
 
 
 def load_pretrained(
-    folder: Path | str, *, device: torch.device | str | None = None, dtype: str | None = None
+    folder: Path | str, *, device: torch.device | str | None = None, dtype: str | None = None, merge: bool = True
 ) -> Pretrained:
     """Open a language model's folder.
 
     Args:
-        folder: a Chatloom run, or any Hugging Face folder of a known family.
+        folder: a Chatloom run, any Hugging Face folder of a known family, or an adapter's folder (opens its base too).
         device: where to put it; None is the CPU.
         dtype: "fp32", "bf16" or "fp16"; None as saved.
+        merge: write LoRA into the weights; otherwise it stays beside them, and the base is frozen.
 
     Raises:
-        ValueError: no such folder, a file missing or corrupt, weights of another configuration, a reward model.
+        ValueError: no such folder, a file missing or corrupt, weights of another configuration, a reward model, an
+            adapter whose base is not there or is another.
     """
+    if adapter_files.is_adapter(folder):
+        opened, score, _ = _open_adapter(Path(folder), device, dtype, merge=merge)
+        if score is not None:
+            raise ValueError(f"{folder} is a reward model; a language model is needed here")
+        return opened
     folder, config, model, tensors = _open(folder)
     if SCORE_HEAD in tensors:
         raise ValueError(f"{folder} is a reward model; a language model is needed here")
@@ -260,22 +275,46 @@ def load_pretrained(
 
 
 def load_reward(
-    folder: Path | str, *, device: torch.device | str | None = None, dtype: str | None = None
+    folder: Path | str,
+    *,
+    device: torch.device | str | None = None,
+    dtype: str | None = None,
+    trunk: Decoder | None = None,
 ) -> PretrainedReward:
-    """Open a reward model's folder with its head, gain and bias. Raises ValueError if it has no reward head."""
-    folder, config, model, tensors = _open(folder)
+    """Open a reward model's folder with its head, gain and bias.
+
+    An adapter is merged into its base, or, where the base is given as `trunk`, put on that. Raises ValueError if the
+    folder has no reward head.
+    """
+    if adapter_files.is_adapter(folder):
+        opened, score, base = _open_adapter(Path(folder), device, dtype, merge=trunk is None, trunk=trunk)
+        if score is None:
+            raise ValueError(f"{folder} has no reward head; train one with `chatloom reward --model {folder}`")
+        model = _reward_model(opened.model, score, gain=base.reward_gain, bias=base.reward_bias)
+        return PretrainedReward(model, opened.chat, opened.config)
+    folder, config, decoder, tensors = _open(folder)
     if SCORE_HEAD not in tensors or "reward_gain" not in config:
         raise ValueError(f"{folder} has no reward head; train one with `chatloom reward --model {folder}`")
     score = tensors.pop(SCORE_HEAD)
-    chat = _finish(model, tensors, folder, config, headless=True)
+    chat = _finish(decoder, tensors, folder, config, headless=True)
+    model = _reward_model(decoder, score, gain=config["reward_gain"], bias=config["reward_bias"])
+    _place(model, tensors, device, dtype)
+    return PretrainedReward(model, chat, config)
+
+
+def _reward_model(trunk: Decoder, score: Tensor, *, gain: float, bias: float) -> RewardModel:
     state = torch.get_rng_state()
-    reward_model = RewardModel(model)
+    model = RewardModel(trunk)
     torch.set_rng_state(state)
+    weight = model.score_head.weight
+    if score.shape != weight.shape:
+        raise ValueError(f"the score head is {tuple(score.shape)}; this model needs {tuple(weight.shape)}")
     with torch.no_grad():
-        reward_model.score_head.weight.copy_(score)
-    reward_model.gain, reward_model.bias = float(config["reward_gain"]), float(config["reward_bias"])
-    _place(reward_model, tensors, device, dtype)
-    return PretrainedReward(reward_model, chat, config)
+        weight.copy_(score)
+    model.score_head.to(device=trunk.embedding.weight.device, dtype=trunk.embedding.weight.dtype)
+    model.gain, model.bias = float(gain), float(bias)
+    model.eval()
+    return model
 
 
 def _place(model: nn.Module, tensors: dict[str, Tensor], device: torch.device | str | None, dtype: str | None) -> None:
@@ -284,6 +323,100 @@ def _place(model: nn.Module, tensors: dict[str, Tensor], device: torch.device | 
     if isinstance(model, RewardModel):
         model.trunk.eval()
     model.eval()
+
+
+# --- adapters -------------------------------------------------------------------------------------------------
+
+
+def save_adapter(folder: Path | str, model: Decoder | RewardModel, chat: ChatFormat, *, base: str) -> None:
+    """Write the adapter of an adapted model, its score head if it is a reward model, and its tokenizer and template.
+
+    `base` is the folder or file that the model was opened from; its digest is written down, and opening the adapter
+    opens it again.
+    """
+    folder = Path(folder)
+    trunk = model.trunk if isinstance(model, RewardModel) else model
+    chat.tokenizer.save(folder, model_max_length=trunk.config.context_length)
+    if chat.template.source != NO_TEMPLATE:
+        chat.template.save(folder)
+    head: dict[str, Any] = {}
+    if isinstance(model, RewardModel):
+        head = {"score": model.score_head.weight, "gain": model.gain, "bias": model.bias}
+    digest = weights_digest(base)
+    adapter_files.write_adapter(folder, trunk, models.stored_names(trunk), base=base, digest=digest, **head)
+
+
+def _open_adapter(
+    folder: Path,
+    device: torch.device | str | None,
+    dtype: str | None,
+    *,
+    merge: bool,
+    trunk: Decoder | None = None,
+) -> tuple[Pretrained, Tensor | None, adapter_files.Base]:
+    """The adapted model, the weight of its score head, and what is known of its base."""
+    saved = adapter_files.read_adapter(folder)
+    path = saved.base_path()
+    if not Path(path).exists():
+        raise ValueError(
+            f"{folder} is an adapter, and its base model {path} is not there; put it there, or say in "
+            f"{adapter_files.BASE if saved.base.digest else adapter_files.CONFIG} where it is"
+        )
+    digest = weights_digest(path)
+    if saved.base.digest not in (None, digest):
+        raise ValueError(
+            f"{folder} is an adapter of another base model: the weights of {path} are not those that it was trained "
+            f"on (digest {digest}, not {saved.base.digest})"
+        )
+    # The update is added before weights are rounded.
+    base = (
+        None if trunk is not None else load_pretrained(path, device=device, dtype="fp32" if dtype == "fp32" else None)
+    )
+    model = base.model if base is not None else trunk
+    assert model is not None
+    try:
+        score = from_peft(model, models.stored_names(model), saved.config, saved.tensors)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder}: {error}") from error
+    if merge and model.prefix is None:
+        adapters.merge(model)
+        adapters.detach(model)
+    if trunk is None:
+        model.to(runtime.pick_dtype(dtype) if dtype else model.embedding.weight.dtype)
+    model.eval()
+    if (folder / "tokenizer.json").exists() or base is None:
+        own = folder if (folder / "tokenizer.json").exists() else Path(path)
+        chat = ChatFormat(Tokenizer.load(own), ChatTemplate.load(own) or ChatTemplate(NO_TEMPLATE))
+    else:
+        chat = base.chat
+    return Pretrained(model, chat, model.config.to_huggingface()), score, saved.base
+
+
+def is_adapter_of(folder: Path | str, base: Path | str) -> bool:
+    """Whether a folder is an adapter of the model at `base`, so that it can be put on that model's weights."""
+    if not adapter_files.is_adapter(folder):
+        return False
+    saved = adapter_files.read_adapter(Path(folder))
+    if saved.base.digest is None:
+        return Path(saved.base_path()).resolve() == Path(base).resolve()
+    return saved.base.digest == weights_digest(base)
+
+
+def weights_digest(path: Path | str) -> str:
+    """Sixteen hex digits of a model's weights: a file's, or those of all safetensors files of a folder."""
+    path = Path(path)
+    if path.is_file():
+        return file_digest(path)
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) == 1:
+        return file_digest(files[0])
+    return hashlib.sha256("".join(file_digest(file) for file in files).encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """The first sixteen hex digits of a file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 # --- training state -------------------------------------------------------------------------------------------

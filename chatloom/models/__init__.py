@@ -28,6 +28,7 @@ from chatloom.models import (
 )
 from chatloom.models.decoder import Decoder, DecoderConfig, num_parameters
 from chatloom.models.heads import RewardModel, ValueModel
+from chatloom.models.weights import Joined, expanded
 
 # By the `model_type` of a `config.json`, oldest first.
 FAMILIES: dict[str, ModuleType] = {
@@ -53,7 +54,17 @@ FAMILIES: dict[str, ModuleType] = {
     "gemma3_text": gemma3,
 }
 
-__all__ = ["FAMILIES", "Decoder", "DecoderConfig", "RewardModel", "ValueModel", "build", "family", "num_parameters"]
+__all__ = [
+    "FAMILIES",
+    "Decoder",
+    "DecoderConfig",
+    "RewardModel",
+    "ValueModel",
+    "build",
+    "family",
+    "num_parameters",
+    "stored_names",
+]
 
 
 def family(name: str) -> ModuleType:
@@ -73,3 +84,11 @@ def build(config: DecoderConfig) -> Decoder:
             assert isinstance(model, Decoder)
             return model
     raise ValueError(f"{type(config).__module__} is not a model family; known: {', '.join(FAMILIES)}")
+
+
+def stored_names(model: Decoder) -> dict[str, Joined]:
+    """Hugging Face's name of each stored tensor of a model, and the tensors of ours that it holds."""
+    for module in FAMILIES.values():
+        if isinstance(model.config, module.Config):
+            return expanded(module.WEIGHT_NAMES, model.config)
+    raise ValueError(f"{type(model.config).__module__} is not a model family; known: {', '.join(FAMILIES)}")

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from chatloom.nn.cache import Cache, Causal, Packed
 from chatloom.nn.experts import Experts, load_balancing, router_z
 from chatloom.nn.positions import Angles, Rotary
+from chatloom.nn.prefixed import Prefixed
 
 
 class DecoderConfig(Protocol):
@@ -53,6 +54,7 @@ class Decoder(nn.Module):
     final_norm: nn.Module
     head: nn.Linear | None  # None: tied to the embedding
     logit_softcap: float | None = None
+    prefix: nn.Module | None  # what the cache starts with, from prompt or prefix tuning (see adapters)
     gradient_checkpointing: bool = False
 
     def hidden(self, tokens: Tensor, *, documents: Tensor | None = None, cache: Cache | None = None) -> Tensor:
@@ -75,9 +77,14 @@ class Decoder(nn.Module):
                     f"a row of {tokens.shape[1]} tokens does not fit the model's context of "
                     f"{self.config.context_length}; use shorter rows or a model with a longer context"
                 )
-            cache = Causal() if documents is None else Packed(documents)
-        positions = cache.positions(tokens)
-        x = self.embedding(tokens)  # (B, T, C)
+            if self.prefix is not None:
+                cache = Prefixed(*self.prefix(self), documents=documents)
+            else:
+                cache = Causal() if documents is None else Packed(documents)
+        return self.through(self.embedding(tokens), cache.positions(tokens), cache)
+
+    def through(self, x: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+        """Hidden states (B, T, C) of tokens whose embeddings are `x` (B, T, C)."""
         if self.embedding_scale != 1.0:
             x = x * torch.tensor(self.embedding_scale, dtype=self.embedding.weight.dtype)
         if self.position_embedding is not None:
@@ -141,6 +148,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.embedding_norm = self.position_embedding = self.rotary = None
         self.embedding_dropout = nn.Dropout(0.0)
+        self.register_module("prefix", None)
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -148,3 +148,8 @@ def from_huggingface(
         if tensor.shape != expected[name].shape:
             raise ValueError(f"{name} is {tuple(tensor.shape)}, but config.json asks for {tuple(expected[name].shape)}")
     return state
+
+
+def expanded(names: WeightNames, config: Counts) -> dict[str, Joined]:
+    """A family's `WEIGHT_NAMES` with every layer's names written out."""
+    return dict(_expand(names, config))

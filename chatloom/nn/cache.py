@@ -61,7 +61,7 @@ def _share_heads(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Ten
 _BLOCKWISE_UP_TO = 512
 
 
-class _Mask:
+class Mask:
     """Who sees whom in one forward pass: what the layers share is made once.
 
     `seen` is (B or 1, 1, T, S) bool; None is all that came before. `distance` is (B, 1, T, S), how far behind its
@@ -132,7 +132,7 @@ class Causal:
     """Every token sees itself and what stands before it in its row."""
 
     def __init__(self) -> None:
-        self._mask = _Mask(None)
+        self._mask = Mask(None)
 
     def positions(self, tokens: Tensor) -> Tensor:
         """0, 1, 2, ... in every row."""
@@ -154,7 +154,7 @@ class Packed:
         time = documents.shape[1]
         same = documents[:, None, :, None] == documents[:, None, None, :]  # (B, 1, T, T)
         causal = torch.ones(time, time, dtype=torch.bool, device=documents.device).tril()
-        self._mask = _Mask(same & causal)
+        self._mask = Mask(same & causal)
         starts = torch.ones_like(documents, dtype=torch.bool)
         starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
         index = torch.arange(time, device=documents.device).expand(documents.shape)
@@ -167,6 +167,9 @@ class Packed:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, rule: Rule = PLAIN) -> Tensor:
         """Causal attention within each document."""
         return self._mask.attend(query, key, value, rule)
+
+
+_ROOM = 32  # tokens by which a decoding cache grows beyond what it must hold
 
 
 class Dense:
@@ -187,14 +190,34 @@ class Dense:
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
     ) -> None:
-        shape = (num_layers, batch, num_key_value_heads, capacity, head_width)
+        self._capacity = capacity
+        shape = (num_layers, batch, num_key_value_heads, 0, head_width)  # room is made as it is needed
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)  # (B,)
         self._counts = self.lengths
-        self._mask = _Mask(None)
+        self._mask = Mask(None)
         self._index = self.lengths
-        self._span = 0
+        self._longest = 0
+
+    def start(self, keys: Tensor, values: Tensor) -> None:
+        """Put keys and values (L, G, P, D) of virtual tokens before all rows' first tokens."""
+        num_tokens = self._longest = keys.shape[2]
+        self._make_room()
+        self.keys[:, :, :, :num_tokens] = keys[:, None].to(self.keys.dtype)
+        self.values[:, :, :, :num_tokens] = values[:, None].to(self.values.dtype)
+        self.lengths = torch.full_like(self.lengths, num_tokens)
+
+    def _make_room(self) -> None:
+        """Hold the longest row. Every step reads all the room there is, so it grows a little at a time."""
+        missing = self._longest - self.keys.shape[3]
+        if missing > 0:
+            room = min(self._capacity, self._longest + _ROOM) - self.keys.shape[3]
+            self.keys, self.values = (F.pad(kept, (0, 0, 0, room)) for kept in (self.keys, self.values))
+
+    def _span(self, time: int) -> int:
+        """How many slots a forward pass of `time` tokens a row looks at: one token looks at all the room."""
+        return self.keys.shape[3] if time == 1 else self._longest
 
     def begin(self, counts: Tensor) -> None:
         """Announce how many of the next forward's tokens are real in each row: (B,) int64, each at least 1."""
@@ -206,14 +229,16 @@ class Dense:
 
     def positions(self, tokens: Tensor) -> Tensor:
         """Continue each row where it stands."""
-        time, capacity = tokens.shape[1], self.keys.shape[3]
+        time = tokens.shape[1]
         self._index = self.lengths[:, None] + torch.arange(time, device=tokens.device)  # (B, T)
-        self._index = self._index.clamp_(max=capacity - 1)
-        # One token a row looks at the whole block, which needs no number read back from the device.
-        self._span = capacity if time == 1 else int(self._index.max()) + 1
-        slots = torch.arange(self._span, device=tokens.device)
+        # Where each row has one token, the longest is known without reading a number back from the device.
+        longest = self._longest + 1 if time == 1 and self._longest else int(self._index.max()) + 1
+        self._longest = min(longest, self._capacity)
+        self._make_room()
+        self._index = self._index.clamp_(max=self.keys.shape[3] - 1)
+        slots = torch.arange(self._span(time), device=tokens.device)
         distance = (self._index[:, :, None] - slots)[:, None]  # (B, 1, T, S)
-        self._mask = _Mask(distance >= 0, distance)
+        self._mask = Mask(distance >= 0, distance)
         return self._index
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, rule: Rule = PLAIN) -> Tensor:
@@ -225,21 +250,22 @@ class Dense:
         if query.shape[2] == 1 and query.device.type == "cpu":
             return self._attend_one(query, keys, values, rule).to(query.dtype)
         dtype = query.dtype
-        seen_keys, seen_values = keys[:, :, : self._span].to(dtype), values[:, :, : self._span].to(dtype)
+        span = self._span(query.shape[2])
+        seen_keys, seen_values = keys[:, :, :span].to(dtype), values[:, :, :span].to(dtype)
         return self._mask.attend(query, seen_keys, seen_values, rule)
 
     def _attend_one(self, query: Tensor, keys: Tensor, values: Tensor, rule: Rule) -> Tensor:
         """Attention of one query a row as two batched products: on a CPU faster than the fused kernel by a third."""
         batch, heads, _, width = query.shape
-        groups, capacity = keys.shape[1:3]
+        groups, room = keys.shape[1:3]
         query = (query * (width**-0.5 if rule.scale is None else rule.scale)).to(keys.dtype)
         shared = query.reshape(batch * groups, heads // groups, width)
-        scores = torch.bmm(shared, keys.view(batch * groups, capacity, width).transpose(1, 2))
-        scores = scores.view(batch, heads, 1, capacity)
+        scores = torch.bmm(shared, keys.view(batch * groups, room, width).transpose(1, 2))
+        scores = scores.view(batch, heads, 1, room)
         if rule.softcap is not None:
             scores = rule.softcap * torch.tanh(scores / rule.softcap)
         scores = (scores + self._mask.floor(query, rule)).softmax(-1).to(values.dtype)
-        seen = torch.bmm(scores.view(batch * groups, -1, capacity), values.view(batch * groups, capacity, width))
+        seen = torch.bmm(scores.view(batch * groups, -1, room), values.view(batch * groups, room, width))
         return seen.view(batch, heads, 1, width)
 
     def select(self, rows: Tensor) -> "Dense":
@@ -247,5 +273,6 @@ class Dense:
         chosen = object.__new__(Dense)
         chosen.keys, chosen.values = self.keys[:, rows], self.values[:, rows]
         chosen.lengths = self.lengths[rows]
+        chosen._longest, chosen._capacity = self._longest, self._capacity
         chosen.begin(self._counts[rows])
         return chosen

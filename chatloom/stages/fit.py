@@ -1,4 +1,4 @@
-"""What the offline stages share: the loader's options, a held-out loss, and training with a bar and saves."""
+"""What the stages share: adapters, the loader's options, a held-out loss, and training with a bar and saves."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -7,9 +7,11 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from chatloom import runtime
+from chatloom import adapters, models, runtime
+from chatloom.adapters import AdapterConfig
 from chatloom.chat.render import ChatFormat
 from chatloom.data.sources import Loaded
+from chatloom.models import Decoder
 from chatloom.objectives import Batch, Objective
 from chatloom.stages.run import Run
 from chatloom.tokenizers.bpe import Tokenizer
@@ -21,6 +23,22 @@ from chatloom.train.trainer import Trainer
 T = TypeVar("T")
 _MOST_HELD_OUT = 500
 _DOCUMENTS_AT_ONCE = 1_000
+
+
+def adapt(stage: Run, model: Decoder, adaptation: AdapterConfig, *, base: str) -> None:
+    """Put the adapter on a model that was opened from `base`, if there is to be one.
+
+    ValueError for a model that has virtual tokens already: they cannot be merged, so nothing can be trained on top.
+    """
+    if adapters.is_adapted(model):
+        raise ValueError(
+            f"{base} is a model with virtual tokens before its text, which cannot be trained further; "
+            "start from its base model, or use an adapter of kind lora"
+        )
+    adapters.attach(model, adaptation, names=models.stored_names(model))
+    if adaptation.adapter is not None:
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        stage.say(f"{adaptation.adapter}: {trained:,} of {models.num_parameters(model):,} parameters are trained")
 
 
 def loader_options(train: TrainConfig, chat: ChatFormat, context_length: int) -> dict[str, Any]:

@@ -20,19 +20,23 @@ from rich.console import Console
 from rich.markup import escape
 
 import chatloom
-from chatloom import checkpoint, runtime
+from chatloom import adapters, checkpoint, runtime
 from chatloom import config as configuration
+from chatloom.adapters import AdapterConfig
+from chatloom.adapters import files as adapter_files
 from chatloom.chat.render import ChatFormat
+from chatloom.checkpoint import file_digest
 from chatloom.models import Decoder, RewardModel
 
 MANIFEST = "manifest.json"
 # Where a run lies, and how it is shown, does not make it another run.
 _FREE_FIELDS = ("output_dir", "log_every_steps", "tensorboard", "keep_checkpoints", "save_every_steps")
 # What stands for a folder in the lineage: a model's weights, or a tokenizer where there is no model.
-_PRODUCTS = (checkpoint.WEIGHTS, "tokenizer.json")
+_PRODUCTS = (checkpoint.WEIGHTS, adapter_files.WEIGHTS, "tokenizer.json")
 # What a kill in the middle of a write leaves in a run folder: `.NAME.RANDOM`.
 _WRITTEN = (
     *(MANIFEST, checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.TEMPLATE, "generation_config.json"),
+    *(adapter_files.CONFIG, adapter_files.WEIGHTS, adapter_files.BASE),
     *("tokenizer.json", "tokenizer_config.json", "metrics.jsonl", "report.json", "report.html", "tokens"),
 )
 
@@ -57,10 +61,28 @@ class Run:
         """What `finish` was given."""
         return dict(self.manifest.get("results", {}))
 
-    def save_model(self, model: Decoder | RewardModel, chat: ChatFormat) -> None:
-        """Write the final model at the run's root."""
+    def save_model(
+        self,
+        model: Decoder | RewardModel,
+        chat: ChatFormat,
+        *,
+        base: str | None = None,
+        adaptation: AdapterConfig | None = None,
+    ) -> None:
+        """Write the final model at the run's root; of an adapted model the adapter alone, unless it is to be merged.
+
+        `base` is what the model was opened from.
+        """
+        trunk = model.trunk if isinstance(model, RewardModel) else model
+        if adaptation is not None and adaptation.adapter_merge:
+            adapters.merge(trunk)
+            adapters.detach(trunk)
         if runtime.is_main():
-            checkpoint.save_pretrained(self.folder, model, chat)
+            if adapters.is_adapted(trunk):
+                assert base is not None
+                checkpoint.save_adapter(self.folder, model, chat, base=base)
+            else:
+                checkpoint.save_pretrained(self.folder, model, chat)
         runtime.barrier()
 
     def say(self, message: str) -> None:
@@ -243,9 +265,3 @@ def _input_digest(path: Path) -> str:
     files = sorted(file for file in path.rglob("*") if file.is_file())
     text = "".join(f"{file.relative_to(path)} {file_digest(file)}\n" for file in files)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def file_digest(path: Path) -> str:
-    """The first sixteen hex digits of a file's SHA-256."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
