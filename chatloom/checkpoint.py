@@ -3,10 +3,12 @@
 A model folder holds `config.json`, `model.safetensors`, the tokenizer's files, `chat_template.jinja` and
 `generation_config.json`; transformers and vLLM open it unchanged. A reward model is a sequence classifier with one
 label, whose gain and bias stand in `config.json`. A training state is tensors in safetensors and the rest in JSON:
-nothing here reads pickle. Every file is written under a temporary name, synced and renamed.
+nothing here reads pickle. Every file is written under a temporary name, synced and renamed. A .gguf file is read as
+the folder that it stands for; `catalogue` says what else may be named.
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,8 +19,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from chatloom import models, runtime
+from chatloom import catalogue, gguf, models, runtime
 from chatloom.chat.render import ChatFormat
 from chatloom.chat.templates import ChatTemplate
 from chatloom.models import Decoder, RewardModel
@@ -32,6 +35,7 @@ WEIGHTS, INDEX, CONFIG, TEMPLATE = (
     "chat_template.jinja",
 )
 SCORE_HEAD = "score.weight"
+_LONGEST_CONTEXT = 2**22  # tables of positions are made for it, so a broken config.json must not fill the memory
 # Stands in for the template of a base model that has none: every use but reading and writing the folder is an error.
 NO_TEMPLATE = (
     "{{ raise_exception('this model has no chat template, so it can continue text but not chat; "
@@ -189,87 +193,153 @@ def _module_of(config: dict[str, Any]) -> Any:
     return models.family(name)
 
 
-def _open(folder: Path | str) -> tuple[Path, dict[str, Any], Decoder, dict[str, Tensor]]:
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"there is no model folder {folder}")
-    if not (folder / CONFIG).exists():
-        raise ValueError(f"{folder} has no {CONFIG}" + _hint(folder))
-    config = _read_json(folder / CONFIG)
-    module = _module_of(config)
+@dataclass(frozen=True)
+class _Source:
+    """A model folder or a GGUF file, read but not yet a model."""
+
+    path: Path
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    chat: ChatFormat
+
+
+def _read(ref: Path | str, dtype: str | None) -> _Source:
+    path = catalogue.resolve(ref)
+    if path.is_file():
+        found = gguf.read_model(path)
+        _check_size(found.config, [math.prod(shape) for shape in found.shapes.values()], path)
+        tensors = found.tensors(runtime.pick_dtype(dtype) if dtype else None)
+        return _Source(path, found.config, tensors, ChatFormat(found.tokenizer, found.template or NO_TEMPLATE))
+    if not (path / CONFIG).exists():
+        raise ValueError(f"{path} has no {CONFIG}" + _hint(path))
+    config = _read_json(path / CONFIG)
+    _module_of(config)  # an unknown family is the first thing to say
+    tensors = _read_weights(path)
+    _check_size(config, [tensor.numel() for tensor in tensors.values()], path / CONFIG)
+    return _Source(path, config, tensors, load_chat(path))
+
+
+def load_chat(ref: Path | str) -> ChatFormat:
+    """A model's tokenizer and chat template, without its weights."""
+    path = catalogue.resolve(ref)
+    if path.is_file():
+        found = gguf.read_model(path)
+        return ChatFormat(found.tokenizer, found.template or NO_TEMPLATE)
+    return ChatFormat(Tokenizer.load(path), ChatTemplate.load(path) or ChatTemplate(NO_TEMPLATE))
+
+
+def _family_config(config: dict[str, Any], path: Path) -> Any:
     try:
-        model = _without_initialisation(module, module.Config.from_huggingface(config))
+        return _module_of(config).Config.from_huggingface(config)
     except KeyError as error:
-        raise ValueError(f"{folder / CONFIG} has no {error}, which a {config['model_type']} needs") from error
-    return folder, config, model, _read_weights(folder)
+        raise ValueError(f"{path} has no {error}, which a {config['model_type']} needs") from error
+    except (TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"{path} is not a configuration of a {config['model_type']}: {error}") from error
 
 
-def _without_initialisation(module: Any, config: Any) -> Decoder:
-    """A model whose weights are about to be read, built without drawing from torch's generator."""
-    state = torch.get_rng_state()
-    model: Decoder = module.Model(config)
-    torch.set_rng_state(state)
-    return model
+def _check_size(config: dict[str, Any], sizes: list[int], path: Path) -> None:
+    """Refuse a configuration of a larger model than the file has weights for, before memory is taken for it."""
+    known = _family_config(config, path)
+    for name in ("vocab_size", "context_length", "num_layers", "width", "num_heads", "head_width"):
+        value = getattr(known, name)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{path}: {name} is {value!r}; it must be a whole number of at least 1")
+    if known.num_layers > len(sizes):
+        raise ValueError(f"{path} asks for {known.num_layers:,} layers, and there are {len(sizes)} tensors")
+    if known.context_length > _LONGEST_CONTEXT:
+        raise ValueError(f"{path} asks for a context of {known.context_length:,}; at most {_LONGEST_CONTEXT:,}")
+    try:
+        with torch.device("meta"), _Unfilled():
+            wanted = models.num_parameters(_module_of(config).Model(known))
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"{path} describes no model that can be built: {error}") from error
+    if wanted > 2 * sum(sizes) + 10_000_000:
+        raise ValueError(
+            f"{path} asks for {wanted:,} weights, and there are {sum(sizes):,}; they do not belong together"
+        )
 
 
-def _finish(
-    model: Decoder, tensors: dict[str, Tensor], folder: Path, config: dict[str, Any], *, ignored: tuple[str, ...] = ()
-) -> ChatFormat:
-    module = _module_of(config)
+class _Unfilled(TorchFunctionMode):
+    """Leaves out the drawing of fresh weights: they are about to be read, and torch's generator stays as it is."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init" or getattr(func, "__name__", "") in _DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+_DRAWS = ("normal_", "uniform_")
+
+
+def _open(ref: Path | str, dtype: str | None) -> tuple[_Source, Decoder]:
+    source = _read(ref, dtype)
+    with _Unfilled():
+        model: Decoder = _module_of(source.config).Model(_family_config(source.config, source.path))
+    return source, model
+
+
+def _finish(model: Decoder, source: _Source, *, ignored: tuple[str, ...] = ()) -> None:
+    path = source.path
+    module = _module_of(source.config)
     expected = set(model.state_dict())
     tied = ("lm_head.weight",) if model.head is None else ()
-    state = from_huggingface(
-        tensors,
-        module.WEIGHT_NAMES,
-        model.config.num_layers,
-        expected=expected - ({"head.weight"} if ignored else set()),
-        ignored=(*module.IGNORED, *tied, *ignored),
-    )
+    try:
+        state = from_huggingface(
+            source.tensors,
+            module.WEIGHT_NAMES,
+            model.config.num_layers,
+            expected=expected - ({"head.weight"} if ignored else set()),
+            ignored=(*module.IGNORED, *tied, *ignored),
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     for name, tensor in model.state_dict().items():
         if name in state and state[name].shape != tensor.shape:
             raise ValueError(
-                f"{folder}: {name} is {tuple(state[name].shape)}, but {CONFIG} asks for {tuple(tensor.shape)}"
+                f"{path}: {name} is {tuple(state[name].shape)}, but {CONFIG} asks for {tuple(tensor.shape)}"
             )
-    model.load_state_dict(state, strict=False)
-    tokenizer = Tokenizer.load(folder)
+    # What was dequantised is ours already; a mapped file is not, so its tensors are copied.
+    model.load_state_dict(state, strict=False, assign=path.is_file())
+    tokenizer = source.chat.tokenizer
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}; "
+            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}; "
             "they do not belong together"
         )
-    return ChatFormat(tokenizer, ChatTemplate.load(folder) or ChatTemplate(NO_TEMPLATE))
 
 
 def load_pretrained(
-    folder: Path | str, *, device: torch.device | str | None = None, dtype: str | None = None
+    ref: Path | str, *, device: torch.device | str | None = None, dtype: str | None = None
 ) -> Pretrained:
-    """Open a language model's folder.
+    """Open a language model.
 
     Args:
-        folder: a Chatloom run, or any Hugging Face folder of a known family.
+        ref: a Chatloom run, a Hugging Face folder or a .gguf file of a known family, a name of the catalogue, a hub id.
         device: where to put it; None is the CPU.
-        dtype: "fp32", "bf16" or "fp16"; None as saved.
+        dtype: "fp32", "bf16" or "fp16"; None as saved, which for a quantised file is fp32.
 
     Raises:
         ValueError: no such folder, a file missing or corrupt, weights of another configuration, a reward model.
     """
-    folder, config, model, tensors = _open(folder)
-    if SCORE_HEAD in tensors:
-        raise ValueError(f"{folder} is a reward model; a language model is needed here")
-    chat = _finish(model, tensors, folder, config)
-    _place(model, tensors, device, dtype)
-    return Pretrained(model, chat, config)
+    source, model = _open(ref, dtype)
+    if SCORE_HEAD in source.tensors:
+        raise ValueError(f"{source.path} is a reward model; a language model is needed here")
+    _finish(model, source)
+    _place(model, source.tensors, device, dtype)
+    return Pretrained(model, source.chat, source.config)
 
 
 def load_reward(
-    folder: Path | str, *, device: torch.device | str | None = None, dtype: str | None = None
+    ref: Path | str, *, device: torch.device | str | None = None, dtype: str | None = None
 ) -> PretrainedReward:
     """Open a reward model's folder with its head, gain and bias. Raises ValueError if it has no reward head."""
-    folder, config, model, tensors = _open(folder)
+    source, model = _open(ref, dtype)
+    tensors, config = source.tensors, source.config
     if SCORE_HEAD not in tensors or "reward_gain" not in config:
-        raise ValueError(f"{folder} has no reward head; train one with `chatloom reward --model {folder}`")
+        raise ValueError(f"{source.path} has no reward head; train one with `chatloom reward --model {source.path}`")
     score = tensors.pop(SCORE_HEAD)
-    chat = _finish(model, tensors, folder, config, ignored=("lm_head.weight",))
+    _finish(model, source, ignored=("lm_head.weight",))
     state = torch.get_rng_state()
     reward_model = RewardModel(model)
     torch.set_rng_state(state)
@@ -277,7 +347,7 @@ def load_reward(
         reward_model.score_head.weight.copy_(score)
     reward_model.gain, reward_model.bias = float(config["reward_gain"]), float(config["reward_bias"])
     _place(reward_model, tensors, device, dtype)
-    return PretrainedReward(reward_model, chat, config)
+    return PretrainedReward(reward_model, source.chat, config)
 
 
 def _place(model: nn.Module, tensors: dict[str, Tensor], device: torch.device | str | None, dtype: str | None) -> None:
