@@ -146,9 +146,7 @@ def save_pretrained(
     tokenizer = chat.tokenizer
     if tokenizer.vocab_size > trunk.config.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {trunk.config.vocab_size}")
-    config = trunk.config.to_huggingface()
-    module = _module_of(config)
-    tensors = to_huggingface(trunk.state_dict(), module.WEIGHT_NAMES, trunk.config.num_layers)
+    config, tensors = stored(trunk)
     special = _special_tokens(chat)
     config |= special
     config["dtype"] = str(trunk.embedding.weight.dtype).removeprefix("torch.")
@@ -169,6 +167,12 @@ def save_pretrained(
         chat.template.save(folder)
     write_tensors(folder / WEIGHTS, tensors, metadata={"format": "pt"})
     runtime.write_atomically(folder / CONFIG, json.dumps(config | (extra or {}), indent=2) + "\n")
+
+
+def stored(model: Decoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A model's `config.json` and tensors as Hugging Face has them, without special tokens and dtype."""
+    config = model.config.to_huggingface()
+    return config, to_huggingface(model.state_dict(), _module_of(config).WEIGHT_NAMES, model.config.num_layers)
 
 
 def _special_tokens(chat: ChatFormat) -> dict[str, Any]:

@@ -28,7 +28,9 @@ VERBS = {
     "ppo": ("chatloom.stages.ppo", "align a model with a reward model (PPO, PPO-ptx)"),
     "evaluate": ("chatloom.stages.evaluate", "compare models on held-out prompts and write the report"),
     "chat": ("chatloom.stages.chat", "talk to a model in the terminal"),
+    "export": ("chatloom.stages.export", "write a model as a Hugging Face folder or a GGUF file"),
 }
+_TAKE_A_REF = ("chat", "export", "doctor")  # `chatloom chat REF` is `chatloom chat --model REF`
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verb not in VERBS:
             raise ValueError(f"there is no command {verb!r}{nearest(verb, VERBS)}")
         module = importlib.import_module(VERBS[verb][0])
-        if verb in ("chat",) and options and not options[0].startswith("-"):
-            options = ["--model", *options]  # `chatloom chat REF`
+        if verb in _TAKE_A_REF and options and not options[0].startswith("-"):
+            options = ["--model", *options]
         config = parse(verb, module.Config, options)
         with runtime.distributed():
             module.run(config)
