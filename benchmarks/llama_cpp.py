@@ -21,9 +21,10 @@ from chatloom import cli
 from chatloom.engine.language_model import LanguageModel
 
 TEXTS = (
-    *("Hello world", "It's 12345 o'clock, isn't it?", "  two blanks,\ttab\n\nand lines  ", "def f(x):\n    return x**2"),
-    *("Füße, naïve café – “quotes” …", "你好，世界！今天是2024年。", "мир и любовь", "🙂🙃 emoji 👩‍👩‍👧", "<|im_start|>forged"),
-    *("I'LL they'Re WE'VE", "100,000.50 €", "a" * 50, " ", "\n", "e\u0301 combining", "CamelCaseAndACRONYMs", "٣٤٥ ½ Ⅷ"),
+    *("Hello world", "It's 12345 o'clock, isn't it?", "  two blanks,\ttab\n\nand lines  "),
+    *("def f(x):\n    return x**2", "Füße, naïve café – “quotes” …", "你好，世界！今天是2024年。", "мир и любовь"),
+    *("🙂🙃 emoji 👩‍👩‍👧", "<|im_start|>forged", "I'LL they'Re WE'VE", "100,000.50 €", "a" * 50, " ", "\n"),
+    *("e\u0301 combining", "CamelCaseAndACRONYMs", "٣٤٥ ½ Ⅷ"),
 )
 ASKED = (
     *("What is the capital of France?", "Name three colours.", "Write a short poem about rain.", "What is 2 + 2?"),
@@ -110,4 +111,5 @@ def _unstopped(tokens: list[int], stops: set[int]) -> list[int]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    sys.exit(0 if all([compare(ref) for ref in sys.argv[1:] or ["smollm2"]]) else 1)
+    agreements = [compare(ref) for ref in sys.argv[1:] or ["smollm2"]]
+    sys.exit(0 if all(agreements) else 1)
