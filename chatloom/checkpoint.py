@@ -3,11 +3,13 @@
 A model folder holds `config.json`, `model.safetensors`, the tokenizer's files, `chat_template.jinja` and
 `generation_config.json`; transformers and vLLM open it unchanged. A reward model is a sequence classifier with one
 label, whose gain and bias stand in `config.json`. A training state is tensors in safetensors and the rest in JSON:
-nothing here reads pickle. Every file is written under a temporary name, synced and renamed.
+nothing here reads pickle. Every file is written under a temporary name, synced and renamed. A .gguf file is read as
+the folder that it stands for; `catalogue` says what else may be named.
 """
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,8 +20,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from chatloom import adapters, models, runtime
+from chatloom import adapters, catalogue, gguf, models, runtime
 from chatloom.adapters import files as adapter_files
 from chatloom.adapters.peft import from_peft
 from chatloom.chat.render import ChatFormat
@@ -35,6 +38,7 @@ WEIGHTS, INDEX, CONFIG, TEMPLATE = (
     "chat_template.jinja",
 )
 SCORE_HEAD = "score.weight"
+_LONGEST_CONTEXT = 2**22  # tables of positions are made for it, so a broken config.json must not fill the memory
 # Stands in for the template of a base model that has none: every use but reading and writing the folder is an error.
 NO_TEMPLATE = (
     "{{ raise_exception('this model has no chat template, so it can continue text but not chat; "
@@ -87,6 +91,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file. Raises ValueError for a truncated or foreign file."""
     try:
         tensors: dict[str, Tensor] = load_file(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing; copy or download the model again") from error
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from error
     return tensors
@@ -96,10 +102,10 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     if (folder / WEIGHTS).exists():
         return read_tensors(folder / WEIGHTS)
     if (folder / INDEX).exists():
-        shards = set(_read_json(folder / INDEX)["weight_map"].values())
+        shards = _shards(folder / INDEX)
         tensors: dict[str, Tensor] = {}
-        for shard in sorted(shards):
-            tensors.update(read_tensors(folder / Path(shard).name))
+        for shard in shards:
+            tensors.update(read_tensors(folder / shard))
         return tensors
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for path in folder.glob(pattern))
     if pickles:
@@ -108,6 +114,14 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
             "Convert it with the publisher's tool or transformers' save_pretrained(safe_serialization=True)"
         )
     raise ValueError(f"{folder} has no {WEIGHTS}" + _hint(folder))
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index names, beside it whatever folder it names too."""
+    where = _read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not where or not all(isinstance(each, str) for each in where.values()):
+        raise ValueError(f"{index} has no weight_map of tensors to files; copy or download it again")
+    return sorted({Path(each).name for each in where.values()})
 
 
 def _hint(folder: Path) -> str:
@@ -150,14 +164,12 @@ def save_pretrained(
     tokenizer = chat.tokenizer
     if tokenizer.vocab_size > trunk.config.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {trunk.config.vocab_size}")
-    config = trunk.config.to_huggingface()
-    module = _module_of(config)
-    tensors = to_huggingface(trunk.state_dict(), module.WEIGHT_NAMES, trunk.config)
+    config, tensors = stored(trunk)
     special = _special_tokens(chat)
     config |= special
     config["dtype"] = str(trunk.embedding.weight.dtype).removeprefix("torch.")
     if isinstance(model, RewardModel):
-        for name in head_names(module.WEIGHT_NAMES):
+        for name in head_names(_module_of(config).WEIGHT_NAMES):
             tensors.pop(name, None)
         tensors[SCORE_HEAD] = model.score_head.weight
         base = config["architectures"][0].removesuffix("ForCausalLM").removesuffix("LMHeadModel")
@@ -174,6 +186,12 @@ def save_pretrained(
         chat.template.save(folder)
     write_tensors(folder / WEIGHTS, tensors, metadata={"format": "pt"})
     runtime.write_atomically(folder / CONFIG, json.dumps(config | (extra or {}), indent=2) + "\n")
+
+
+def stored(model: Decoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A model's `config.json` and tensors as Hugging Face has them, without special tokens and dtype."""
+    config = model.config.to_huggingface()
+    return config, to_huggingface(model.state_dict(), _module_of(config).WEIGHT_NAMES, model.config)
 
 
 def _special_tokens(chat: ChatFormat) -> dict[str, Any]:
@@ -195,87 +213,160 @@ def _module_of(config: dict[str, Any]) -> Any:
     name = config.get("model_type")
     if not isinstance(name, str):
         raise ValueError(f"config.json has no model_type; known families: {', '.join(models.FAMILIES)}")
+    if name not in models.FAMILIES and "auto_map" in config:
+        raise ValueError(
+            f"model family {name!r} brings code of its own (auto_map), which is never run; use a family that is built "
+            f"in, known: {', '.join(models.FAMILIES)}"
+        )
     return models.family(name)
 
 
-def _open(folder: Path | str) -> tuple[Path, dict[str, Any], Decoder, dict[str, Tensor]]:
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"there is no model folder {folder}")
-    if not (folder / CONFIG).exists():
-        raise ValueError(f"{folder} has no {CONFIG}" + _hint(folder))
-    config = _read_json(folder / CONFIG)
-    module = _module_of(config)
+@dataclass(frozen=True)
+class _Source:
+    """A model folder or a GGUF file, read but not yet a model."""
+
+    path: Path
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    chat: ChatFormat
+
+
+def _read(ref: Path | str, dtype: str | None) -> _Source:
+    path = catalogue.resolve(ref)
+    if path.is_file():
+        found = gguf.read_model(path)
+        _check_size(found.config, [math.prod(shape) for shape in found.shapes.values()], path)
+        tensors = found.tensors(runtime.pick_dtype(dtype) if dtype else None)
+        return _Source(path, found.config, tensors, ChatFormat(found.tokenizer, found.template or NO_TEMPLATE))
+    if not (path / CONFIG).exists():
+        raise ValueError(f"{path} has no {CONFIG}" + _hint(path))
+    config = _read_json(path / CONFIG)
+    _module_of(config)  # an unknown family is the first thing to say
+    tensors = _read_weights(path)
+    _check_size(config, [tensor.numel() for tensor in tensors.values()], path / CONFIG)
+    return _Source(path, config, tensors, load_chat(path))
+
+
+def load_chat(ref: Path | str) -> ChatFormat:
+    """A model's tokenizer and chat template, without its weights."""
+    path = catalogue.resolve(ref)
+    if path.is_file():
+        found = gguf.read_model(path)
+        return ChatFormat(found.tokenizer, found.template or NO_TEMPLATE)
+    return ChatFormat(Tokenizer.load(path), ChatTemplate.load(path) or ChatTemplate(NO_TEMPLATE))
+
+
+def _family_config(config: dict[str, Any], path: Path) -> Any:
     try:
-        model = _without_initialisation(module, module.Config.from_huggingface(config))
+        return _module_of(config).Config.from_huggingface(config)
     except KeyError as error:
-        raise ValueError(f"{folder / CONFIG} has no {error}, which a {config['model_type']} needs") from error
-    return folder, config, model, _read_weights(folder)
+        raise ValueError(f"{path} has no {error}, which a {config['model_type']} needs") from error
+    except (TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"{path} is not a configuration of a {config['model_type']}: {error}") from error
 
 
-def _without_initialisation(module: Any, config: Any) -> Decoder:
-    """A model whose weights are about to be read, built without drawing from torch's generator."""
-    state = torch.get_rng_state()
-    model: Decoder = module.Model(config)
-    torch.set_rng_state(state)
-    return model
+def _check_size(config: dict[str, Any], sizes: list[int], path: Path) -> None:
+    """Refuse a configuration of a larger model than the file has weights for, before memory is taken for it."""
+    known = _family_config(config, path)
+    for name in ("vocab_size", "context_length", "num_layers", "width", "num_heads", "head_width"):
+        value = getattr(known, name)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{path}: {name} is {value!r}; it must be a whole number of at least 1")
+    num_experts = getattr(known, "num_experts", 1)
+    if not isinstance(num_experts, int) or not 1 <= known.num_layers * num_experts <= len(sizes):
+        each = f" of {num_experts:,} experts" if hasattr(known, "num_experts") else ""
+        raise ValueError(f"{path} asks for {known.num_layers:,} layers{each}, and there are {len(sizes)} tensors")
+    if known.context_length > _LONGEST_CONTEXT:
+        raise ValueError(f"{path} asks for a context of {known.context_length:,}; at most {_LONGEST_CONTEXT:,}")
+    try:
+        with torch.device("meta"), _Unfilled():
+            wanted = models.num_parameters(_module_of(config).Model(known))
+    except (RuntimeError, TypeError, ArithmeticError, AssertionError) as error:
+        raise ValueError(f"{path} describes no model that can be built: {error}") from error
+    if wanted > 2 * sum(sizes) + 10_000_000:
+        raise ValueError(
+            f"{path} asks for {wanted:,} weights, and there are {sum(sizes):,}; they do not belong together"
+        )
 
 
-def _finish(
-    model: Decoder, tensors: dict[str, Tensor], folder: Path, config: dict[str, Any], *, headless: bool = False
-) -> ChatFormat:
+class _Unfilled(TorchFunctionMode):
+    """Leaves out the drawing of fresh weights: they are about to be read, and torch's generator stays as it is."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init" or getattr(func, "__name__", "") in _DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+_DRAWS = ("normal_", "uniform_")
+
+
+def _open(ref: Path | str, dtype: str | None) -> tuple[_Source, Decoder]:
+    source = _read(ref, dtype)
+    with _Unfilled():
+        model: Decoder = _module_of(source.config).Model(_family_config(source.config, source.path))
+    return source, model
+
+
+def _finish(model: Decoder, source: _Source, *, headless: bool = False) -> None:
     """Fill the model; `headless` is a reward model's trunk, which has no vocabulary projection stored."""
-    module = _module_of(config)
+    path, module = source.path, _module_of(source.config)
     expected = {
         name: tensor for name, tensor in model.state_dict().items() if not (headless and name.startswith("head."))
     }
     unused = head_names(module.WEIGHT_NAMES) if headless or model.head is None else ()
     try:
         state = from_huggingface(
-            tensors, module.WEIGHT_NAMES, model.config, expected=expected, ignored=(*module.IGNORED, *unused)
+            source.tensors, module.WEIGHT_NAMES, model.config, expected=expected, ignored=(*module.IGNORED, *unused)
         )
     except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
-    model.load_state_dict(state, strict=False)
-    tokenizer = Tokenizer.load(folder)
+        raise ValueError(f"{path}: {error}") from error
+    # What was dequantised is ours already; a mapped file is not, so its tensors are copied.
+    model.load_state_dict(state, strict=False, assign=path.is_file())
+    if headless and model.head is not None:
+        for parameter in model.head.parameters():
+            nn.init.zeros_(parameter)
+    tokenizer = source.chat.tokenizer
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}; "
+            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}; "
             "they do not belong together"
         )
-    return ChatFormat(tokenizer, ChatTemplate.load(folder) or ChatTemplate(NO_TEMPLATE))
 
 
 def load_pretrained(
-    folder: Path | str, *, device: torch.device | str | None = None, dtype: str | None = None, merge: bool = True
+    ref: Path | str, *, device: torch.device | str | None = None, dtype: str | None = None, merge: bool = True
 ) -> Pretrained:
-    """Open a language model's folder.
+    """Open a language model.
 
     Args:
-        folder: a Chatloom run, any Hugging Face folder of a known family, or an adapter's folder (opens its base too).
+        ref: a Chatloom run, a Hugging Face folder or a .gguf file of a known family, an adapter's folder (opens its
+            base too), a name of the catalogue, a hub id.
         device: where to put it; None is the CPU.
-        dtype: "fp32", "bf16" or "fp16"; None as saved.
+        dtype: "fp32", "bf16" or "fp16"; None as saved, which for a quantised file is fp32.
         merge: write LoRA into the weights; otherwise it stays beside them, and the base is frozen.
 
     Raises:
-        ValueError: no such folder, a file missing or corrupt, weights of another configuration, a reward model, an
+        ValueError: no such model, a file missing or corrupt, weights of another configuration, a reward model, an
             adapter whose base is not there or is another.
     """
-    if adapter_files.is_adapter(folder):
-        opened, score, _ = _open_adapter(Path(folder), device, dtype, merge=merge)
+    path = catalogue.resolve(ref)
+    if adapter_files.is_adapter(path):
+        opened, score, _ = _open_adapter(path, device, dtype, merge=merge)
         if score is not None:
-            raise ValueError(f"{folder} is a reward model; a language model is needed here")
+            raise ValueError(f"{path} is a reward model; a language model is needed here")
         return opened
-    folder, config, model, tensors = _open(folder)
-    if SCORE_HEAD in tensors:
-        raise ValueError(f"{folder} is a reward model; a language model is needed here")
-    chat = _finish(model, tensors, folder, config)
-    _place(model, tensors, device, dtype)
-    return Pretrained(model, chat, config)
+    source, model = _open(path, dtype)
+    if SCORE_HEAD in source.tensors:
+        raise ValueError(f"{path} is a reward model; a language model is needed here")
+    _finish(model, source)
+    _place(model, source.tensors, device, dtype)
+    return Pretrained(model, source.chat, source.config)
 
 
 def load_reward(
-    folder: Path | str,
+    ref: Path | str,
     *,
     device: torch.device | str | None = None,
     dtype: str | None = None,
@@ -286,20 +377,22 @@ def load_reward(
     An adapter is merged into its base, or, where the base is given as `trunk`, put on that. Raises ValueError if the
     folder has no reward head.
     """
-    if adapter_files.is_adapter(folder):
-        opened, score, base = _open_adapter(Path(folder), device, dtype, merge=trunk is None, trunk=trunk)
+    path = catalogue.resolve(ref)
+    if adapter_files.is_adapter(path):
+        opened, score, base = _open_adapter(path, device, dtype, merge=trunk is None, trunk=trunk)
         if score is None:
-            raise ValueError(f"{folder} has no reward head; train one with `chatloom reward --model {folder}`")
+            raise ValueError(f"{path} has no reward head; train one with `chatloom reward --model {path}`")
         model = _reward_model(opened.model, score, gain=base.reward_gain, bias=base.reward_bias)
         return PretrainedReward(model, opened.chat, opened.config)
-    folder, config, decoder, tensors = _open(folder)
+    source, decoder = _open(path, dtype)
+    tensors, config = source.tensors, source.config
     if SCORE_HEAD not in tensors or "reward_gain" not in config:
-        raise ValueError(f"{folder} has no reward head; train one with `chatloom reward --model {folder}`")
+        raise ValueError(f"{path} has no reward head; train one with `chatloom reward --model {path}`")
     score = tensors.pop(SCORE_HEAD)
-    chat = _finish(decoder, tensors, folder, config, headless=True)
+    _finish(decoder, source, headless=True)
     model = _reward_model(decoder, score, gain=config["reward_gain"], bias=config["reward_bias"])
     _place(model, tensors, device, dtype)
-    return PretrainedReward(model, chat, config)
+    return PretrainedReward(model, source.chat, config)
 
 
 def _reward_model(trunk: Decoder, score: Tensor, *, gain: float, bias: float) -> RewardModel:

@@ -33,7 +33,6 @@ from chatloom.rl.rollout import fitting_row_length, pack_episodes
 from chatloom.stages.lineage import lineage_of, resources_of
 from chatloom.stages.run import Run, open_run, read_manifest
 from chatloom.tasks import Example, Grade, Labeler, get_task
-from chatloom.tokenizers.bpe import Tokenizer
 from chatloom.train.metrics import read_metrics
 from chatloom.train.progress import progress
 
@@ -178,7 +177,7 @@ def run(config: Config) -> results.Results:
 def _check_tokenizers(config: Config, sft: checkpoint.Pretrained) -> None:
     """ValueError unless the aligned models have SFT's vocabulary: KL is between distributions over one."""
     for name, folder in (("ppo", config.ppo), ("ppo_ptx", config.ppo_ptx)):
-        if folder is not None and Tokenizer.load(folder).digest() != sft.tokenizer.digest():
+        if folder is not None and checkpoint.load_chat(folder).tokenizer.digest() != sft.tokenizer.digest():
             raise ValueError(
                 f"--{name.replace('_', '-')} {folder} and --model {config.model} have different tokenizers, so there "
                 "is no KL between them; give the model that it was aligned from"

@@ -59,7 +59,7 @@ def loader_options(train: TrainConfig, chat: ChatFormat, context_length: int) ->
 
 def encoded_documents(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
     """Documents as tokens, begin-of-text first and end-of-text last where the tokenizer has them."""
-    begin = [] if tokenizer.bos_token is None else [tokenizer.bos]
+    begin = tokenizer.document_start
     end = [] if tokenizer.eos_token is None else [tokenizer.eos]
     while batch := list(islice(texts, _DOCUMENTS_AT_ONCE)):
         for tokens in tokenizer.encode_batch(batch):

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import chatloom
-from chatloom import adapters, checkpoint, runtime
+from chatloom import adapters, catalogue, checkpoint, runtime
 from chatloom import config as configuration
 from chatloom.adapters import AdapterConfig
 from chatloom.adapters import files as adapter_files
@@ -29,6 +29,8 @@ from chatloom.checkpoint import file_digest
 from chatloom.models import Decoder, RewardModel
 
 MANIFEST = "manifest.json"
+# Inputs that are models, so that names of the catalogue and hub ids may stand for them.
+MODELS = ("model", "base", "reward", "ppo", "ppo_ptx")
 # Where a run lies, and how it is shown, does not make it another run.
 _FREE_FIELDS = ("output_dir", "log_every_steps", "tensorboard", "keep_checkpoints", "save_every_steps")
 # What stands for a folder in the lineage: a model's weights, or a tokenizer where there is no model.
@@ -127,7 +129,8 @@ def open_run(stage: str, config: Any, *, inputs: dict[str, str | Path | None]) -
     Args:
         stage: the stage's name.
         config: its frozen config, with an `output_dir`.
-        inputs: what the stage reads, by role (`data`, `model`, `tokenizer`, ...): files, or folders; None is left out.
+        inputs: what the stage reads, by role (`data`, `model`, `tokenizer`, ...): files, folders, or for the roles in
+            `MODELS` whatever `chatloom.load` opens; None is left out.
 
     Raises:
         ValueError: an input does not exist; the folder holds something else, another stage's run, or this stage's run
@@ -136,17 +139,15 @@ def open_run(stage: str, config: Any, *, inputs: dict[str, str | Path | None]) -
     folder = Path(config.output_dir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output-dir {folder} is a file; name a new folder")
-    for role, path in inputs.items():
-        if path is not None and not Path(path).exists():
-            raise ValueError(f"--{role.replace('_', '-')}: there is no file or folder {str(path)!r}")
-    digests = {role: _input_digest(Path(path)) for role, path in inputs.items() if path is not None}
+    places = {role: _place(role, path) for role, path in inputs.items() if path is not None}
+    digests = {role: _input_digest(path) for role, path in places.items()}
     fresh: dict[str, Any] = {
         "chatloom": chatloom.__version__,
         "stage": stage,
         "status": "running",
         "config": configuration.to_dict(config),
         "inputs": {role: {"path": str(inputs[role]), "digest": digest} for role, digest in digests.items()},
-        "lineage": _lineage([Path(path) for path in inputs.values() if path is not None]),
+        "lineage": _lineage(list(places.values())),
     }
     found = read_manifest(folder)
     content = [] if not folder.is_dir() else [path.name for path in folder.iterdir() if path.name[0] != "."]
@@ -177,6 +178,19 @@ def _lock(folder: Path) -> FileLock | None:
     except Timeout as error:
         raise ValueError(f"another process is at work in {folder}; wait for it, or name another folder") from error
     return lock
+
+
+def _place(role: str, given: str | Path) -> Path:
+    """Where an input lies. ValueError, naming its option, if nowhere."""
+    option = f"--{role.replace('_', '-')}"
+    if role not in MODELS:
+        if not Path(given).exists():
+            raise ValueError(f"{option}: there is no file or folder {str(given)!r}")
+        return Path(given)
+    try:
+        return catalogue.resolve(given)
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from error
 
 
 def _sweep(folder: Path) -> None:
