@@ -449,24 +449,27 @@ def _open_adapter(
 ) -> tuple[Pretrained, Tensor | None, adapter_files.Base]:
     """The adapted model, the weight of its score head, and what is known of its base."""
     saved = adapter_files.read_adapter(folder)
-    path = saved.base_path()
-    if not Path(path).exists():
+    try:
+        path = _located(saved.base_path())
+    except ValueError as error:
+        where = adapter_files.BASE if saved.base.digest else adapter_files.CONFIG
         raise ValueError(
-            f"{folder} is an adapter, and its base model {path} is not there; put it there, or say in "
-            f"{adapter_files.BASE if saved.base.digest else adapter_files.CONFIG} where it is"
-        )
+            f"{folder} is an adapter, and its base model {saved.base_path()} is not there; put it there, or say in "
+            f"{where} where it is ({error})"
+        ) from error
+    if path.resolve() == folder.resolve():
+        raise ValueError(f"{folder} is an adapter that names itself as its base model")
     digest = weights_digest(path)
     if saved.base.digest not in (None, digest):
         raise ValueError(
             f"{folder} is an adapter of another base model: the weights of {path} are not those that it was trained "
             f"on (digest {digest}, not {saved.base.digest})"
         )
-    # The update is added before weights are rounded.
-    base = (
-        None if trunk is not None else load_pretrained(path, device=device, dtype="fp32" if dtype == "fp32" else None)
-    )
-    model = base.model if base is not None else trunk
-    assert model is not None
+    model, chat = trunk, None
+    if model is None:
+        early = "fp32" if dtype == "fp32" else None  # the update is added before weights are rounded
+        base = load_pretrained(path, device=device, dtype=early)
+        model, chat = base.model, base.chat
     try:
         score = from_peft(model, models.stored_names(model), saved.config, saved.tensors)
     except (ValueError, KeyError, TypeError) as error:
@@ -477,11 +480,9 @@ def _open_adapter(
     if trunk is None:
         model.to(runtime.pick_dtype(dtype) if dtype else model.embedding.weight.dtype)
     model.eval()
-    if (folder / "tokenizer.json").exists() or base is None:
-        own = folder if (folder / "tokenizer.json").exists() else Path(path)
+    if chat is None or (folder / "tokenizer.json").exists():
+        own = folder if (folder / "tokenizer.json").exists() else path
         chat = ChatFormat(Tokenizer.load(own), ChatTemplate.load(own) or ChatTemplate(NO_TEMPLATE))
-    else:
-        chat = base.chat
     return Pretrained(model, chat, model.config.to_huggingface()), score, saved.base
 
 
@@ -495,9 +496,16 @@ def is_adapter_of(folder: Path | str, base: Path | str) -> bool:
     return saved.base.digest == weights_digest(base)
 
 
-def weights_digest(path: Path | str) -> str:
+def _located(ref: Path | str) -> Path:
+    """The folder or file of a model. ValueError if there is none."""
+    if not Path(ref).exists():
+        raise ValueError(f"there is no model folder {ref}")
+    return Path(ref)
+
+
+def weights_digest(ref: Path | str) -> str:
     """Sixteen hex digits of a model's weights: a file's, or those of all safetensors files of a folder."""
-    path = Path(path)
+    path = _located(ref)
     if path.is_file():
         return file_digest(path)
     files = sorted(path.glob("*.safetensors"))

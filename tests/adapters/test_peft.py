@@ -204,3 +204,26 @@ def test_a_folder_of_runs_may_move(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has an adapter; save that alone"):
         checkpoint.save_pretrained(tmp_path / "whole", model, chat_format())
     stir(stirred)
+
+
+def test_an_adapter_is_not_its_own_base(tmp_path: Path) -> None:
+    model = adapted(saved_base(tmp_path / "base", "llama"), LORA)
+    checkpoint.save_adapter(tmp_path / "run", model, chat_format(), base=str(tmp_path / "base"))
+    (tmp_path / "run" / "adapter_base.json").unlink()
+    path = tmp_path / "run" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(tmp_path / "run")}))
+    with pytest.raises(ValueError, match="names itself as its base model"):
+        checkpoint.load_pretrained(tmp_path / "run")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": None}))
+    with pytest.raises(ValueError, match="does not say what the adapter's base is"):
+        checkpoint.load_pretrained(tmp_path / "run")
+
+
+def test_an_adapter_without_a_tokenizer_has_its_bases(tmp_path: Path) -> None:
+    model = adapted(saved_base(tmp_path / "base", "llama"), LORA)
+    checkpoint.save_adapter(tmp_path / "run", model, chat_format(), base=str(tmp_path / "base"))
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        (tmp_path / "run" / name).unlink()
+    opened = checkpoint.load_pretrained(tmp_path / "run")
+    assert opened.tokenizer.digest() == chat_format().tokenizer.digest()
+    assert opened.chat.template.source == chat_format().template.source
