@@ -17,7 +17,7 @@ from chatloom import checkpoint, models
 from chatloom.chat.render import ChatFormat
 from chatloom.chat.templates import CHATLOOM_TEMPLATE
 from chatloom.models import FAMILIES
-from chatloom.models.weights import to_huggingface
+from chatloom.models.weights import head_names, to_huggingface
 from chatloom.nn.cache import Dense
 from chatloom.nn.rope_scaling import RopeScaling
 from chatloom.objectives.causal_lm import causal_lm
@@ -256,6 +256,26 @@ def test_a_folder_written_by_transformers_opens(name: str, chat: ChatFormat, tmp
     again = checkpoint.load_pretrained(tmp_path / "theirs").model
     torch.testing.assert_close(again(tokens), peer(tokens).logits, rtol=1e-4, atol=1e-4)
     assert again.config == CONFIGS[name]
+
+
+@pytest.mark.parametrize("name", ONE_EACH)
+def test_a_folder_as_old_releases_have_it_opens(name: str, chat: ChatFormat, tmp_path: Path) -> None:
+    """Without the base model's prefix, with the buffers that were saved once, and without `rope_parameters`."""
+    model = shaken(CONFIGS[name])
+    checkpoint.save_pretrained(tmp_path, model, chat)
+    tensors = checkpoint.read_tensors(tmp_path / "model.safetensors")
+    heads = head_names(FAMILIES[name].WEIGHT_NAMES)
+    renamed = {key if key in heads else key.split(".", 1)[1]: value for key, value in tensors.items()}
+    buffers = {f"h.0.{ending.removeprefix('.')}": torch.ones(1) for ending in FAMILIES[name].IGNORED}
+    checkpoint.write_tensors(tmp_path / "model.safetensors", renamed | buffers)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    if name != "gemma3_text":
+        assert stored.pop("rope_parameters", None) or model.rotary is None or name in ("gptj", "codegen")
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    again = checkpoint.load_pretrained(tmp_path).model
+    assert again.config == model.config
+    tokens = torch.randint(10, 320, (2, 12))
+    assert torch.equal(again(tokens), model(tokens))
 
 
 @pytest.mark.parametrize("name", ONE_EACH)
