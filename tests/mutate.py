@@ -38,7 +38,7 @@ BREAKAGES = tuple(Breakage(*row) for row in (
     # --- the model ---
     ("nn/cache.py", "is_causal=mask is None", "is_causal=False",
      "parity/test_transformers_models.py::test_cached_equals_full", "a token sees what comes after it"),
-    ("nn/cache.py", "_Mask(same & causal)", "_Mask(causal.expand_as(same))",
+    ("nn/cache.py", "Mask(same & causal)", "Mask(causal.expand_as(same))",
      "evals/test_likelihood.py::test_packed_together_is_each_alone_by_the_slow_oracle",
      "documents of a row see each other"),
     ("nn/cache.py", "starts[:, 1:] = documents[:, 1:] != documents[:, :-1]", "starts[:, 1:] = False",
@@ -47,7 +47,7 @@ BREAKAGES = tuple(Breakage(*row) for row in (
      "parity/test_transformers_models.py::test_logits_loss_and_gradients", "grouped queries meet another group's keys"),
     ("nn/cache.py", "self.lengths = self.lengths + self._counts", "self.lengths = self.lengths + 1",
      "engine/test_engine.py::test_greedy_is_a_loop_of_full_forwards", "a prompt advances the cache by one"),
-    ("nn/cache.py", "_Mask(distance >= 0, distance)", "_Mask(distance >= int(time == 1), distance)",
+    ("nn/cache.py", "Mask(distance >= 0, distance)", "Mask(distance >= int(time == 1), distance)",
      "engine/test_engine.py::test_greedy_is_a_loop_of_full_forwards", "a decoded token does not see itself"),
     ("nn/positions.py", "[-magnitude, magnitude]", "[magnitude, -magnitude]",
      "nn/test_written_out_gradients.py::test_a_rotation_keeps_lengths_and_turns_by_the_angle",

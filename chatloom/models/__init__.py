@@ -1,7 +1,6 @@
 """Model families, one file each. `FAMILIES` is the whole registry."""
 
 from types import ModuleType
-from typing import Any
 
 from chatloom.config import nearest
 from chatloom.models import (
@@ -53,7 +52,17 @@ FAMILIES: dict[str, ModuleType] = {
     "gemma3_text": gemma3,
 }
 
-__all__ = ["FAMILIES", "Decoder", "DecoderConfig", "RewardModel", "ValueModel", "build", "family", "num_parameters"]
+__all__ = [
+    "FAMILIES",
+    "Decoder",
+    "DecoderConfig",
+    "RewardModel",
+    "ValueModel",
+    "build",
+    "family",
+    "module_of",
+    "num_parameters",
+]
 
 
 def family(name: str) -> ModuleType:
@@ -65,11 +74,15 @@ def family(name: str) -> ModuleType:
     return FAMILIES[name]
 
 
-def build(config: DecoderConfig) -> Decoder:
-    """A freshly initialised model for a family's config; draws from torch's generator."""
+def module_of(config: DecoderConfig) -> ModuleType:
+    """The family whose `Config` it is; a family that inherits another's is not that other."""
     for module in FAMILIES.values():
         if type(config) is module.Config:
-            model: Any = module.Model(config)
-            assert isinstance(model, Decoder)
-            return model
+            return module
     raise ValueError(f"{type(config).__module__} is not a model family; known: {', '.join(FAMILIES)}")
+
+
+def build(config: DecoderConfig) -> Decoder:
+    """A freshly initialised model for a family's config; draws from torch's generator."""
+    model: Decoder = module_of(config).Model(config)
+    return model

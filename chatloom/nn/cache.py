@@ -61,11 +61,11 @@ def _share_heads(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Ten
 _BLOCKWISE_UP_TO = 512
 
 
-class _Mask:
+class Mask:
     """Who sees whom in one forward pass: what the layers share is made once.
 
     `seen` is (B or 1, 1, T, S) bool; None is all that came before. `distance` is (B, 1, T, S), how far behind its
-    query a key stands; None is the distance within the row.
+    query a key stands; None is the distance within the row. A cache with keys beside the row's own gives both.
     """
 
     def __init__(self, seen: Tensor | None, distance: Tensor | None = None) -> None:
@@ -78,7 +78,7 @@ class _Mask:
         key, value = _share_heads(query, key, value)
         if rule.softcap is not None:
             return _attend_capped(query, key, value, self.floor(query, rule), rule)
-        own = query.shape[2] == key.shape[2] and self._distance is None  # nothing cached beside them
+        own = self._distance is None  # no keys beside the row's own
         if own and query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.shape[2] <= _BLOCKWISE_UP_TO:
             return attend_blockwise(query, key, value, self.floor(query, rule), rule.scale)
         mask = self.floor(query, rule) if rule.alibi else self.seen(query, rule)
@@ -132,7 +132,7 @@ class Causal:
     """Every token sees itself and what stands before it in its row."""
 
     def __init__(self) -> None:
-        self._mask = _Mask(None)
+        self._mask = Mask(None)
 
     def positions(self, tokens: Tensor) -> Tensor:
         """0, 1, 2, ... in every row."""
@@ -154,7 +154,7 @@ class Packed:
         time = documents.shape[1]
         same = documents[:, None, :, None] == documents[:, None, None, :]  # (B, 1, T, T)
         causal = torch.ones(time, time, dtype=torch.bool, device=documents.device).tril()
-        self._mask = _Mask(same & causal)
+        self._mask = Mask(same & causal)
         starts = torch.ones_like(documents, dtype=torch.bool)
         starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
         index = torch.arange(time, device=documents.device).expand(documents.shape)
@@ -192,7 +192,7 @@ class Dense:
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)  # (B,)
         self._counts = self.lengths
-        self._mask = _Mask(None)
+        self._mask = Mask(None)
         self._index = self.lengths
         self._span = 0
 
@@ -213,7 +213,7 @@ class Dense:
         self._span = capacity if time == 1 else int(self._index.max()) + 1
         slots = torch.arange(self._span, device=tokens.device)
         distance = (self._index[:, :, None] - slots)[:, None]  # (B, 1, T, S)
-        self._mask = _Mask(distance >= 0, distance)
+        self._mask = Mask(distance >= 0, distance)
         return self._index
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, rule: Rule = PLAIN) -> Tensor:

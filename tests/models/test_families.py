@@ -117,6 +117,7 @@ def test_padding_is_not_routed_for_the_loss() -> None:
 def test_sizes_are_whole(name: str) -> None:
     """Every size named is a config that can be written and read back."""
     for size, config in FAMILIES[name].SIZES.items():
+        assert models.module_of(config) is FAMILIES[name], size
         assert type(config).from_huggingface(config.to_huggingface()) == config, size
 
 
