@@ -28,6 +28,7 @@ transformers = pytest.importorskip("transformers")
 
 
 LLAMA3 = RopeScaling("llama3", 4.0, 16, low_freq_factor=1.0, high_freq_factor=4.0)
+LONGROPE = RopeScaling("longrope", 8.0, 64, short_factor=(1.5, 3.0), long_factor=(2.0, 9.0))
 CONFIGS = {
     "openai-gpt": tiny("openai-gpt"),
     "openai-gpt tied": tiny("openai-gpt", tie_embeddings=True),
@@ -84,6 +85,7 @@ CONFIGS = {
     ),
     "phi3": tiny("phi3"),
     "phi3 tied": tiny("phi3", tie_embeddings=True, num_key_value_heads=4, window=None),
+    "phi3 longrope": tiny("phi3", rotary_share=0.5, rope_scaling=LONGROPE),
     "stablelm": tiny("stablelm"),
     "stablelm tied": tiny("stablelm", tie_embeddings=True, attention_bias=True, parallel=True, rotary_share=0.5),
     "glm4": tiny("glm4"),
