@@ -27,7 +27,7 @@ fix: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python tests/generated_docs.py
 
-# Breaks the source in about thirty ways, one at a time, and asks that a test notices each.
+# Breaks the source in many ways, one at a time, and asks that a test notices each.
 mutate: $(INSTALLED)
 	$(BIN)/python tests/mutate.py $(ARGS)
 

@@ -9,8 +9,9 @@ llama's queries and keys are reordered, GPT-2's matrices turned, Gemma's norms h
 joined query/key/value matrices are sorted by part and not by head.
 """
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +20,7 @@ from gguf.constants import MODEL_ARCH, MODEL_ARCH_NAMES
 from gguf.tensor_mapping import get_tensor_name_map
 from torch import Tensor
 
+from chatloom import models
 from chatloom.config import nearest
 from chatloom.models.weights import Joined
 
@@ -32,11 +34,15 @@ def _same(name: str, tensor: Tensor, config: Shape) -> Tensor:
 
 @dataclass(frozen=True)
 class Architecture:
-    """One row of the table. `keys`: config.json key -> metadata key without `architecture.`; `fixed`: always so."""
+    """One row of the table.
+
+    `keys`: config.json key -> metadata key without `architecture.`; `seen`: config.json key -> the tensor that is there
+    if it is true.
+    """
 
     model_type: str
     keys: Mapping[str, str]
-    fixed: Mapping[str, Any] = field(default_factory=dict)
+    seen: Mapping[str, str] = field(default_factory=dict)
     from_gguf: Change = _same
     to_gguf: Change = _same
 
@@ -120,7 +126,13 @@ _GEMMA2 = _LLAMA_LIKE | {
 }
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture("llama", _LLAMA_LIKE, from_gguf=_pairs_apart, to_gguf=_pairs_together),
+    "llama": Architecture(
+        "llama",
+        _LLAMA_LIKE,
+        {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_gate.bias"},
+        from_gguf=_pairs_apart,
+        to_gguf=_pairs_together,
+    ),
     "qwen2": Architecture("qwen2", _LLAMA_LIKE),
     "qwen3": Architecture("qwen3", _LLAMA_LIKE),
     "phi3": Architecture("phi3", _LLAMA_LIKE),
@@ -135,6 +147,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "layer_norm_eps": "attention.layer_norm_epsilon",
             "use_parallel_residual": "use_parallel_residual",
         },
+        {"use_qkv_bias": "blk.0.attn_q.bias"},
     ),
     "gpt2": Architecture(
         "gpt2",
@@ -175,6 +188,11 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 # Other `model_type`s that llama.cpp runs as one of these.
 _RUN_AS = {"mistral": "llama"}
+# Gemma's scores are divided by the root of the head's width, but for the models with so many layers.
+_BY_MEAN_WIDTH = {"gemma2": 46, "gemma3": 62}
+# Fields that only training reads, and one that says nothing without a window.
+_NOT_SAID = ("initializer_range", "window_from_layer")
+EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 
 
 def architecture_of(name: Any, path: object) -> Architecture:
@@ -200,9 +218,11 @@ def name_of(model_type: str) -> str:
 # --- configuration ----------------------------------------------------------------------------------------------
 
 
-def config_from(metadata: Mapping[str, Any], name: str, architecture: Architecture) -> dict[str, Any]:
-    """The `config.json` that the metadata of a file stands for, less what its tensors say (vocabulary, tied head)."""
-    config: dict[str, Any] = {"model_type": architecture.model_type, **architecture.fixed}
+def config_from(
+    metadata: Mapping[str, Any], name: str, architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Any]:
+    """The `config.json` that a file's metadata and the shapes of its tensors, by GGUF name, stand for."""
+    config: dict[str, Any] = {"model_type": architecture.model_type}
     for key, stored in architecture.keys.items():
         value = metadata.get(f"{name}.{stored}")
         if isinstance(value, np.ndarray):  # one number a layer, which must be the same
@@ -211,9 +231,48 @@ def config_from(metadata: Mapping[str, Any], name: str, architecture: Architectu
             value = value.tolist()[0]
         if value is not None:
             config[key] = _shortest(value)
+    config |= {key: tensor in shapes for key, tensor in architecture.seen.items()}
+    config |= {"vocab_size": shapes[EMBEDDING][0], "tie_word_embeddings": _HEAD not in shapes}
+    if name in _BY_MEAN_WIDTH:
+        config["query_pre_attn_scalar"] = _score_width(config, name)
     config |= _rope(metadata, name, config)
     _check_rotary_width(metadata, name, config)
     return config
+
+
+def _score_width(config: Shape, name: str) -> Any:
+    heads, layers = config.get("num_attention_heads"), config.get("num_hidden_layers")
+    if layers == _BY_MEAN_WIDTH[name] and isinstance(heads, int) and heads > 0:
+        return config.get("hidden_size", 0) // heads
+    return config.get("head_dim", 256)
+
+
+def check_said(config: Shape, metadata: Mapping[str, Any], name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Read what is to be written: ValueError if it is another model, because GGUF has no place for what it does."""
+    ours: Any = models.family(config["model_type"]).Config.from_huggingface(dict(config))
+    architecture = ARCHITECTURES[name]
+    read = models.family(architecture.model_type).Config.from_huggingface(
+        config_from(metadata, name, architecture, shapes)
+    )
+    for each in fields(ours):
+        wanted, found = getattr(ours, each.name), getattr(read, each.name, None)
+        if each.name in _NOT_SAID or wanted == found:
+            continue
+        if isinstance(wanted, float) and isinstance(found, float) and math.isclose(wanted, found, rel_tol=1e-6):
+            continue
+        if each.name == "window" and _window_is_idle(ours):
+            continue
+        if each.name == "inner_width" and wanted is None and found == 4 * ours.width:  # which is what None stands for
+            continue
+        raise ValueError(
+            f"a {config['model_type']} with {each.name}={wanted!r} cannot be written as GGUF, where it would be "
+            f"{found!r}; use --to hf"
+        )
+
+
+def _window_is_idle(ours: Any) -> bool:
+    whole = ours.window is None or ours.window >= ours.context_length
+    return whole or getattr(ours, "window_from_layer", 0) >= ours.num_layers
 
 
 def _shortest(value: Any) -> Any:
@@ -261,8 +320,8 @@ def metadata_of(config: Shape, name: str) -> dict[str, Any]:
         head_width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
         found[f"{name}.rope.dimension_count"] = found[f"{name}.attention.key_length"] = head_width
         found[f"{name}.attention.value_length"] = head_width
-    if name in ("stablelm", "gptneox"):
-        share = config.get("partial_rotary_factor", config.get("rotary_pct", 1.0))
+    if name in ("stablelm", "gptneox", "phi3"):
+        share = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", config.get("rotary_pct", 1.0)))
         width = config["hidden_size"] // config["num_attention_heads"]
         found[f"{name}.rope.dimension_count"] = int(width * share)
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -279,6 +338,9 @@ def metadata_of(config: Shape, name: str) -> dict[str, Any]:
 # --- tensor names -----------------------------------------------------------------------------------------------
 
 
+_ENDS = (".weight", ".bias")
+
+
 def tensor_names(module: ModuleType, name: str, num_layers: int) -> dict[str, str]:
     """GGUF name -> Hugging Face name of every tensor of a family's model."""
     number = next(number for number, each in MODEL_ARCH_NAMES.items() if each == name)
@@ -288,7 +350,10 @@ def tensor_names(module: ModuleType, name: str, num_layers: int) -> dict[str, st
     for stored in module.WEIGHT_NAMES:
         for layer in range(num_layers) if "{layer}" in stored else (0,):
             theirs = stored.replace("{layer}", str(layer))
-            ours = own.get(stored) or known.get_name(theirs, try_suffixes=(".weight", ".bias"))
+            short = theirs.split(".", 1)[1]  # BLOOM's are listed without `transformer.`
+            ours = own.get(stored) or next(
+                filter(None, (known.get_name(each, _ENDS) for each in (theirs, short))), None
+            )
             if ours is not None:
                 names[str(ours).replace("{layer}", str(layer))] = theirs
     return names

@@ -5,7 +5,7 @@ A family's `WEIGHT_NAMES` maps each Hugging Face name (with `{layer}`, and `{exp
 that is silently left at its random initialisation is a bug that looks like a bad model.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -79,7 +79,9 @@ def head_names(names: WeightNames) -> tuple[str, ...]:
     )
 
 
-def _expand(names: WeightNames, config: Counts) -> Iterator[tuple[str, Joined]]:
+def expanded(names: WeightNames, config: Counts) -> dict[str, Joined]:
+    """Every stored name of a model of that config, and the tensors of ours that it holds."""
+    found = {}
     num_experts = getattr(config, "num_experts", 0)
     for stored, ours in names.items():
         joined = ours if isinstance(ours, Joined) else Joined((ours,))
@@ -90,13 +92,14 @@ def _expand(names: WeightNames, config: Counts) -> Iterator[tuple[str, Joined]]:
                 def numbered(name: str, layer: int = layer, expert: int = expert) -> str:
                     return name.replace("{layer}", str(layer)).replace("{expert}", str(expert))
 
-                yield numbered(stored), replace(joined, names=tuple(map(numbered, joined.names)))
+                found[numbered(stored)] = replace(joined, names=tuple(map(numbered, joined.names)))
+    return found
 
 
 def to_huggingface(state: Mapping[str, Tensor], names: WeightNames, config: Counts) -> dict[str, Tensor]:
     """Our state dict under Hugging Face names; a name of ours that is absent (a tied head) is left out."""
     stored = {}
-    for name, joined in _expand(names, config):
+    for name, joined in expanded(names, config).items():
         if all(part in state for part in joined.names):
             stored[name] = joined.join([state[part] for part in joined.names])
     return stored
@@ -124,7 +127,7 @@ def from_huggingface(
     """
     state: dict[str, Tensor] = {}
     used = set()
-    for name, joined in _expand(names, config):
+    for name, joined in expanded(names, config).items():
         short = name.split(".", 1)[1]
         found = name if name in stored else short if short in stored else None
         if found is None or not any(part in expected for part in joined.names):
@@ -148,8 +151,3 @@ def from_huggingface(
         if tensor.shape != expected[name].shape:
             raise ValueError(f"{name} is {tuple(tensor.shape)}, but config.json asks for {tuple(expected[name].shape)}")
     return state
-
-
-def expanded(names: WeightNames, config: Counts) -> dict[str, Joined]:
-    """A family's `WEIGHT_NAMES` with every layer's names written out."""
-    return dict(_expand(names, config))

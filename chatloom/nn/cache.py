@@ -65,7 +65,7 @@ class Mask:
     """Who sees whom in one forward pass: what the layers share is made once.
 
     `seen` is (B or 1, 1, T, S) bool; None is all that came before. `distance` is (B, 1, T, S), how far behind its
-    query a key stands; None is the distance within the row.
+    query a key stands; None is the distance within the row. A cache with keys beside the row's own gives both.
     """
 
     def __init__(self, seen: Tensor | None, distance: Tensor | None = None) -> None:
@@ -78,7 +78,7 @@ class Mask:
         key, value = _share_heads(query, key, value)
         if rule.softcap is not None:
             return _attend_capped(query, key, value, self.floor(query, rule), rule)
-        own = query.shape[2] == key.shape[2] and self._distance is None  # nothing cached beside them
+        own = self._distance is None  # no keys beside the row's own
         if own and query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.shape[2] <= _BLOCKWISE_UP_TO:
             return attend_blockwise(query, key, value, self.floor(query, rule), rule.scale)
         mask = self.floor(query, rule) if rule.alibi else self.seen(query, rule)
