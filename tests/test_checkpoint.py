@@ -122,11 +122,11 @@ def test_a_config_of_a_larger_model_takes_no_memory(folder: Path) -> None:
         ({"num_hidden_layers": 10**9}, "1,000,000,000 layers, and there are"),
         ({"intermediate_size": 10**10}, "asks for .* weights, and"),
         ({"max_position_embeddings": 10**12}, "asks for a context of 1,000,000,000,000"),
-        ({"hidden_size": 0}, "at least 1"),
-        ({"num_attention_heads": 0}, "config.json"),
+        ({"hidden_size": 0}, "hidden_size 0"),
+        ({"num_attention_heads": 0}, "0 heads"),
         ({"num_hidden_layers": "two"}, "num_layers is 'two'"),
         ({"vocab_size": -5}, "vocab_size is -5"),
-        ({"hidden_size": None}, "config.json"),
+        ({"hidden_size": None}, "hidden_size None"),
     ):
         before = (folder / "config.json").read_text()
         edit(folder, **changes)
