@@ -29,6 +29,8 @@ VERBS = {
     "evaluate": ("chatloom.stages.evaluate", "compare models on held-out prompts and write the report"),
     "chat": ("chatloom.stages.chat", "talk to a model in the terminal"),
 }
+# Those that make the same tensors over and over.
+_TRAINING = ("quickstart", "pretrain", "sft", "rank", "reward", "ppo")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verb in ("chat",) and options and not options[0].startswith("-"):
             options = ["--model", *options]  # `chatloom chat REF`
         config = parse(verb, module.Config, options)
+        if verb in _TRAINING:
+            runtime.keep_freed_memory()
         with runtime.distributed():
             module.run(config)
     except KeyboardInterrupt:
