@@ -143,7 +143,6 @@ def test_sizes_are_whole(name: str) -> None:
         ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 8}}, "needs low_freq_factor"),
         ("phi3", {"rope_parameters": {"rope_type": "longrope"}}, "needs short_factor, long_factor"),
         ("phi3", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "allowed: default, longrope"),
-        ("stablelm", {"qk_layernorm": True}, "qk_layernorm=True"),
         ("gemma2", {"layer_types": ["full_attention", "sliding_attention"]}, "full_attention at every n-th layer"),
         ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "max_window_layers"),
         ("mixtral", {"num_experts_per_tok": 9}, "there are 8 experts"),

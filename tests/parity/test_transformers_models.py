@@ -88,6 +88,7 @@ CONFIGS = {
     "phi3 longrope": tiny("phi3", rotary_share=0.5, rope_scaling=LONGROPE),
     "stablelm": tiny("stablelm"),
     "stablelm tied": tiny("stablelm", tie_embeddings=True, attention_bias=True, parallel=True, rotary_share=0.5),
+    "stablelm heads": tiny("stablelm", head_norms=True, parallel=True),
     "glm4": tiny("glm4"),
     "glm4 tied": tiny("glm4", tie_embeddings=True, attention_bias=False, own_head_width=12, rotary_share=1.0),
     "gemma2": tiny("gemma2"),
