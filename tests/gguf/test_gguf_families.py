@@ -43,12 +43,19 @@ def written(path: Path, model: Decoder) -> Path:
     return path
 
 
+def _named(value: Any) -> str:
+    return "-".join(value) if isinstance(value, dict) else str(value)
+
+
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((family, {}) for family in WRITTEN),
     *((family, {"tie_embeddings": True}) for family in WRITTEN),
     ("llama", {"attention_bias": True, "feedforward_bias": True}),
     ("llama", {"own_head_width": 16}),
     ("llama", {"rope_scaling": RopeScaling("linear", factor=2.0)}),
+    ("gemma3_text", {"rope_scaling": RopeScaling("linear", factor=8.0), "rope_theta": 5e5}),
+    ("llama", {"rope_scaling": RopeScaling("yarn", factor=4.0, original_max_position_embeddings=32)}),
+    ("llama", {"rope_scaling": RopeScaling("llama3", 8.0, 8192, 1.0, 4.0), "rope_theta": 1e6}),
     ("mistral", {"window": 64}),  # as long as the context, so that it hides nothing
     ("qwen2", {"window": 5, "window_from_layer": 28}),  # beyond the last layer
     ("stablelm", {"attention_bias": True}),
@@ -56,7 +63,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("family", "changes"), VARIANTS, ids=str)
+@pytest.mark.parametrize(("family", "changes"), VARIANTS, ids=_named)
 def test_a_family_comes_back_as_it_was(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
     model = drawn(family, **changes)
     again = checkpoint.load_pretrained(written(tmp_path / "m.gguf", model)).model
@@ -80,9 +87,10 @@ def test_a_family_that_gguf_has_no_name_for_is_refused(family: str, tmp_path: Pa
         ("gemma3_text", {"full_every": 2}, "full_every=2"),
         ("gpt2", {"activation": "gelu"}, "activation='gelu'"),
         ("gemma2", {"tie_embeddings": False}, "no name for lm_head.weight"),
-        ("llama", {"rope_scaling": RopeScaling("llama3", 8.0, 32, 1.0, 4.0)}, "'llama3' cannot be written"),
+        ("llama", {"rope_scaling": RopeScaling("llama3", 8.0, 32, 1.0, 4.0)}, "with other numbers"),
+        ("llama", {"rope_scaling": RopeScaling("dynamic", factor=2.0)}, "'dynamic' cannot be written"),
     ],
-    ids=str,
+    ids=_named,
 )
 def test_what_would_come_back_as_another_model_is_refused(
     family: str, changes: dict[str, Any], part: str, tmp_path: Path
