@@ -255,7 +255,7 @@ def _check_size(config: dict[str, Any], sizes: list[int], path: Path) -> None:
     try:
         with torch.device("meta"), _Unfilled():
             wanted = models.num_parameters(_module_of(config).Model(known))
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ArithmeticError, AssertionError) as error:
         raise ValueError(f"{path} describes no model that can be built: {error}") from error
     if wanted > 2 * sum(sizes) + 10_000_000:
         raise ValueError(

@@ -1,7 +1,8 @@
 """The command line: one verb a stage. Every field of a stage's config is an option; `chatloom VERB --help` lists them.
 
 A verb's module is imported only when it is asked for, so `chatloom --help` answers at once. A mistake of the user is
-one sentence on the error stream and exit status 2; Ctrl-C is 130, and the same command goes on where it stopped.
+one sentence on the error stream and exit status 2; what `doctor` finds wrong is 1. Ctrl-C is 130, and the same command
+goes on where it stopped.
 """
 
 import errno
@@ -28,6 +29,7 @@ VERBS = {
     "ppo": ("chatloom.stages.ppo", "align a model with a reward model (PPO, PPO-ptx)"),
     "evaluate": ("chatloom.stages.evaluate", "compare models on held-out prompts and write the report"),
     "chat": ("chatloom.stages.chat", "talk to a model in the terminal"),
+    "doctor": ("chatloom.stages.doctor", "say what a model is, check it, and estimate the memory it takes"),
     "export": ("chatloom.stages.export", "write a model as a Hugging Face folder or a GGUF file"),
 }
 _TAKE_A_REF = ("chat", "export", "doctor")  # `chatloom chat REF` is `chatloom chat --model REF`
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options = ["--model", *options]
         config = parse(verb, module.Config, options)
         with runtime.distributed():
-            module.run(config)
+            outcome = module.run(config)
     except KeyboardInterrupt:
         _complain("stopped; give the same command again to go on where it stopped")
         return 130
@@ -60,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         advice = "; free some space and give the same command again: it goes on where it stopped" if full else ""
         _complain(f"{error}{advice}")
         return 2
-    return 0
+    return 1 if getattr(outcome, "problems", None) else 0
 
 
 def parse(verb: str, config: type[Any], options: Sequence[str]) -> Any:

@@ -266,5 +266,5 @@ class _Counting(NodeTransformer):
         return _filtered("_made", node)
 
 
-def _filtered(name: str, node: nodes.Expr) -> nodes.Expr:
+def _filtered(name: str, node: Any) -> nodes.Expr:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)

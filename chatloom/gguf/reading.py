@@ -98,7 +98,7 @@ def _shapes(
         theirs = names.get(name, name)
         try:
             empty = architecture.from_gguf(theirs, torch.empty(each.shape, device="meta"), config)
-        except (RuntimeError, ZeroDivisionError, TypeError) as error:
+        except (RuntimeError, ArithmeticError, TypeError, LookupError, ValueError) as error:
             raise ValueError(f"{name} of shape {each.shape} does not fit the file's configuration: {error}") from error
         yield theirs, tuple(empty.shape)
 

@@ -8,7 +8,7 @@
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import Any
 
 from chatloom.config import nearest
@@ -63,9 +63,7 @@ def tokenizer_from(metadata: Mapping[str, Any], path: object) -> Tokenizer:
         elif kind == "llama":
             serialized = json.dumps(_sentencepiece(metadata, tokens), ensure_ascii=False)
         else:
-            raise ValueError(
-                f"tokenizer.ggml.model is {kind!r}; known: 'gpt2' (byte-level BPE), 'llama' (sentencepiece)"
-            )
+            raise ValueError(f"tokenizer.ggml.model is {kind!r}; known: gpt2 (byte-level BPE), llama (sentencepiece)")
         return Tokenizer(serialized, config=_roles(metadata, tokens))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -109,8 +107,8 @@ def _types(metadata: Mapping[str, Any], tokens: Sequence[str]) -> list[int]:
     types = metadata.get("tokenizer.ggml.token_type")
     if types is None:
         return [_NORMAL] * len(tokens)
-    if isinstance(types, list) or len(types) != len(tokens):
-        raise ValueError(f"there are {len(tokens)} tokens and {len(types)} types of them (tokenizer.ggml.token_type)")
+    if isinstance(types, str) or not isinstance(types, Sized) or len(types) != len(tokens):
+        raise ValueError(f"tokenizer.ggml.token_type must give one of {len(tokens)} types of tokens")
     return [int(kind) for kind in types]
 
 
@@ -162,8 +160,9 @@ def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str,
 def _sentencepiece(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, Any]:
     """A `tokenizer.json` of sentencepiece's BPE (Kudo and Richardson 2018)."""
     scores = metadata.get("tokenizer.ggml.scores")
-    if scores is None or isinstance(scores, (list, str)) or len(scores) != len(tokens):
+    if isinstance(scores, str) or not isinstance(scores, Sized) or len(scores) != len(tokens):
         raise ValueError("a sentencepiece tokenizer needs one of tokenizer.ggml.scores for each token")
+    numbers = [float(score) for score in scores]
     types = _types(metadata, tokens)
     vocabulary = _vocabulary(tokens)
     merges: list[tuple[float, int, str, str]] = []
@@ -173,7 +172,7 @@ def _sentencepiece(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[s
         for at in range(1, len(token)):
             left, right = token[:at], token[at:]
             if left in vocabulary and right in vocabulary:
-                merges.append((-float(scores[number]), number, left, right))
+                merges.append((-numbers[number], number, left, right))
     merges.sort(key=lambda merge: merge[:2])
     unknown = next((token for token, kind in zip(tokens, types) if kind == _UNKNOWN), None)
     prefixed = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))

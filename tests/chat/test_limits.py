@@ -85,7 +85,8 @@ def test_each_rendering_counts_for_itself() -> None:
 def test_loops_still_know_where_they_are() -> None:
     source = (
         "{% for m in messages %}{{ loop.index }}/{{ loop.length }}{{ '!' if loop.last }}"
-        "{{ loop.nextitem.role if loop.first }};{% else %}none{% endfor %}{% for k, v in {'a': [1, 2]}.items() %}{{ k ~ v }}{% endfor %}"
+        "{{ loop.nextitem.role if loop.first }};{% else %}none{% endfor %}"
+        "{% for k, v in {'a': [1, 2]}.items() %}{{ k ~ v }}{% endfor %}"
         "{% for m in messages if m.role == 'user' %}{{ m.content | upper }}{{ loop.length }}{% endfor %}"
         "{{ messages | map(attribute='role') | join(',') }}{{ '%s-%d' % ('x', 2) }}{{ '{:>3}|{{}}'.format(1) }}"
         "{% for m in nothing %}{% else %} empty{% endfor %}{{ messages[1:] | length }}{{ 'a,b'.split(',') }}"
