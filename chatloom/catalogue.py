@@ -49,11 +49,11 @@ def resolve(ref: str | Path) -> Path:
     text = str(ref)
     if not text or "\0" in text:
         raise ValueError(f"{text!r} names no model; {_ways()}")
-    path = Path(ref).expanduser()
     try:
+        path = Path(ref).expanduser()
         is_file, is_folder = path.is_file(), path.is_dir()
-    except OSError as error:
-        raise ValueError(f"{text[:80]!r} cannot be looked up ({error.strerror}); {_ways()}") from error
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{text[:80]!r} cannot be looked up ({error}); {_ways()}") from error
     if is_folder:
         return path
     if is_file:

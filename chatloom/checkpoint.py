@@ -88,6 +88,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file. Raises ValueError for a truncated or foreign file."""
     try:
         tensors: dict[str, Tensor] = load_file(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing; copy or download the model again") from error
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from error
     return tensors
@@ -97,10 +99,10 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     if (folder / WEIGHTS).exists():
         return read_tensors(folder / WEIGHTS)
     if (folder / INDEX).exists():
-        shards = set(_read_json(folder / INDEX)["weight_map"].values())
+        shards = _shards(folder / INDEX)
         tensors: dict[str, Tensor] = {}
-        for shard in sorted(shards):
-            tensors.update(read_tensors(folder / Path(shard).name))
+        for shard in shards:
+            tensors.update(read_tensors(folder / shard))
         return tensors
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for path in folder.glob(pattern))
     if pickles:
@@ -109,6 +111,14 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
             "Convert it with the publisher's tool or transformers' save_pretrained(safe_serialization=True)"
         )
     raise ValueError(f"{folder} has no {WEIGHTS}" + _hint(folder))
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index names, beside it whatever folder it names too."""
+    where = _read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not where or not all(isinstance(each, str) for each in where.values()):
+        raise ValueError(f"{index} has no weight_map of tensors to files; copy or download it again")
+    return sorted({Path(each).name for each in where.values()})
 
 
 def _hint(folder: Path) -> str:
@@ -194,6 +204,11 @@ def _module_of(config: dict[str, Any]) -> Any:
     name = config.get("model_type")
     if not isinstance(name, str):
         raise ValueError(f"config.json has no model_type; known families: {', '.join(models.FAMILIES)}")
+    if name not in models.FAMILIES and "auto_map" in config:
+        raise ValueError(
+            f"model family {name!r} brings code of its own (auto_map), which is never run; use a family that is built "
+            f"in, known: {', '.join(models.FAMILIES)}"
+        )
     return models.family(name)
 
 

@@ -67,6 +67,8 @@ def tokenizer_from(metadata: Mapping[str, Any], path: object) -> Tokenizer:
         return Tokenizer(serialized, config=_roles(metadata, tokens))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: {WHOLE} is no tokenizer.json ({type(error).__name__}: {error})") from error
     except Exception as error:
         # `tokenizers` raises bare Exception for whatever it cannot parse.
         if type(error) is not Exception:
