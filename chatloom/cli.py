@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         advice = "; free some space and give the same command again: it goes on where it stopped" if full else ""
         _complain(f"{error}{advice}")
         return 2
-    return 1 if getattr(outcome, "problems", None) else 0
+    problems = getattr(outcome, "problems", None)
+    return 1 if isinstance(problems, list) and problems else 0
 
 
 def parse(verb: str, config: type[Any], options: Sequence[str]) -> Any:
