@@ -126,7 +126,7 @@ def test_a_config_of_a_larger_model_takes_no_memory(folder: Path) -> None:
         ({"num_attention_heads": 0}, "0 heads"),
         ({"num_hidden_layers": "two"}, "num_layers is 'two'"),
         ({"vocab_size": -5}, "vocab_size is -5"),
-        ({"hidden_size": None}, "config.json"),
+        ({"hidden_size": None}, "hidden_size None"),
     ):
         before = (folder / "config.json").read_text()
         edit(folder, **changes)
