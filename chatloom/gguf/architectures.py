@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from gguf.constants import MODEL_ARCH, MODEL_ARCH_NAMES
 from gguf.tensor_mapping import get_tensor_name_map
+from numpy.typing import NDArray
 from torch import Tensor
 
 from chatloom.config import nearest
@@ -173,6 +174,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         to_gguf=_joined_by_part,
     ),
 }
+# What a file does not say of LLaMA 3.1's rotary scaling.
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 # Other `model_type`s that llama.cpp runs as one of these.
 _RUN_AS = {"mistral": "llama"}
 
@@ -233,6 +236,27 @@ def _rope(metadata: Mapping[str, Any], name: str, config: Shape) -> dict[str, An
     return {"rope_parameters": rope | {"rope_theta": 10_000.0 if theta is None else theta}}
 
 
+def llama3_factors(head_width: int, theta: float, factor: float) -> NDArray[np.float32]:
+    """By how much LLaMA 3.1 slows each rotary frequency, (D/2,): long waves by `factor`, short ones not at all."""
+    frequencies = theta ** (-np.arange(0, head_width, 2, dtype=np.float64) / head_width)
+    turns = LLAMA3["original_max_position_embeddings"] * frequencies / (2 * np.pi)  # in the context of pretraining
+    low, high = LLAMA3["low_freq_factor"], LLAMA3["high_freq_factor"]
+    share = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return (1 / ((1 - share) / factor + share)).astype(np.float32)
+
+
+def llama3_rope(stored: NDArray[np.float32], config: Shape) -> dict[str, Any]:
+    """`rope_parameters` that the factors of a file stand for, which holds their result alone (rope_freqs).
+
+    Raises ValueError where they are not those of LLaMA 3.1, whose other numbers every model has kept.
+    """
+    theta = float(config.get("rope_theta", 10_000.0))
+    factor = float(stored.max())
+    if not np.allclose(llama3_factors(2 * stored.size, theta, factor), stored, rtol=1e-3):
+        raise ValueError("rope_freqs.weight scales rotary positions in a way that is not LLaMA 3.1's")
+    return {"rope_type": "llama3", "rope_theta": theta, "factor": factor, **LLAMA3}
+
+
 def _check_rotary_width(metadata: Mapping[str, Any], name: str, config: dict[str, Any]) -> None:
     """Note the share of a head's channels that turn, for families that know one; refuse it for the others."""
     turned = metadata.get(f"{name}.rope.dimension_count")
@@ -271,7 +295,9 @@ def metadata_of(config: Shape, name: str) -> dict[str, Any]:
         found[f"{name}.rope.scaling.factor"] = float(rope["factor"])
         if "original_max_position_embeddings" in rope:
             found[f"{name}.rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
-    elif kind != "default":
+    elif kind == "llama3" and not LLAMA3.items() <= rope.items():
+        raise ValueError(f"LLaMA 3's rotary scaling with other numbers than {LLAMA3} cannot be written; use --to hf")
+    elif kind not in ("default", "llama3"):
         raise ValueError(f"rotary positions of kind {kind!r} cannot be written as GGUF yet; use --to hf")
     return found
 

@@ -27,7 +27,8 @@ KINDS = (
 )
 TEMPLATE = "tokenizer.chat_template"
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
-_NOT_WEIGHTS = ("rope_freqs.weight",)
+ROPE = "rope_freqs.weight"
+_NOT_WEIGHTS = (ROPE,)
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,9 @@ def read_model(path: Path) -> GgufModel:
             raise ValueError(f"{path}: {each.name} is quantised as {each.kind.name}; known: {known}")
     if _EMBEDDING not in stored:
         raise ValueError(f"{path} has no {_EMBEDDING}, so it is no language model")
-    if "rope_freqs.weight" in stored and not np.all(dequantise(stored["rope_freqs.weight"]).numpy() == 1):
-        raise ValueError(f"{path} scales its rotary positions (rope_freqs), which is not supported yet")
     config = architectures.config_from(metadata, str(name), architecture)
+    if ROPE in stored and not np.all((factors := dequantise(stored[ROPE]).numpy()) == 1):
+        config["rope_parameters"] = architectures.llama3_rope(factors.ravel(), config)
     config["vocab_size"] = stored[_EMBEDDING].shape[0]
     config["tie_word_embeddings"] = _HEAD not in stored
     num_layers = metadata.get(f"{name}.block_count")

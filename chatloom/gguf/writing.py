@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chatloom import models
 from chatloom.gguf import architectures, vocabulary
-from chatloom.gguf.reading import TEMPLATE
+from chatloom.gguf.reading import ROPE, TEMPLATE
 from chatloom.tokenizers.bpe import Tokenizer
 
 TYPES: dict[str, tuple[Kind, LlamaFileType]] = {
@@ -75,6 +75,10 @@ def write_model(
         writer.add_quantization_version(2)
         for key, value in metadata.items():
             _add(writer, key, value)
+        rope = config.get("rope_parameters") or {}
+        if rope.get("rope_type") == "llama3":
+            width = metadata[f"{architecture_name}.rope.dimension_count"]
+            writer.add_tensor(ROPE, architectures.llama3_factors(width, rope["rope_theta"], rope["factor"]))
         for stored, tensor in architectures.as_gguf(tensors, names, architecture, config).items():
             _add_tensor(writer, stored, tensor, number)
         writer.write_header_to_file()
