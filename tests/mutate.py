@@ -166,6 +166,16 @@ BREAKAGES = tuple(Breakage(*row) for row in (
     ("tokenizers/bpe.py", "self._plain.encode_special_tokens = True", "self._plain.encode_special_tokens = False",
      "chat/test_render.py::test_golden", "special tokens in what a user says are parsed"),
 
+    # --- models of others ---
+    ("gguf/architectures.py", "tensor.reshape(heads, 2, -1, *", "tensor.reshape(heads, -1, 2, *",
+     "gguf/test_reading.py::test_queries_and_keys_are_reordered_for_llama_cpp", "llama.cpp turns other channels"),
+    ("gguf/container.py", "if num_bytes > self.size - self.position:", "if False:",
+     "gguf/test_container.py::test_truncated_anywhere", "a header is believed"),
+    ("catalogue.py", "if path.suffix in _PICKLES:", "if False:",
+     "test_catalogue.py::test_pickles_and_loose_files_are_refused_with_the_way_out", "a pickle has no way out"),
+    ("stages/memory.py", "in trained for _ in range(2)]", "in trained for _ in range(1)]",
+     "stages/test_memory.py::test_supervised", "one of Adam's averages is forgotten"),
+
     # --- files ---
     ("runtime.py", 'descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")',
      "descriptor, name = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), str(path)",
