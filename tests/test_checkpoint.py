@@ -131,7 +131,7 @@ def test_a_config_of_a_larger_model_takes_no_memory(folder: Path) -> None:
         ({"num_attention_heads": 0}, "num_heads is 0"),
         ({"num_hidden_layers": "two"}, "num_layers is 'two'"),
         ({"vocab_size": -5}, "vocab_size is -5"),
-        ({"hidden_size": None}, "not a configuration of a llama"),
+        ({"hidden_size": None}, "width is None"),
     ):
         before = (folder / "config.json").read_text()
         edit(folder, **changes)
