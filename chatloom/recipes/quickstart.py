@@ -61,12 +61,12 @@ class Amounts:
     """How much of everything; `Config.minutes` scales it."""
 
     documents: int = 30_000
-    pretrain_steps: int = 185
-    demonstrations: int = 45_000
+    pretrain_steps: int = 175
+    demonstrations: int = 41_000
     sft_epochs: int = 1
     ranked_prompts: int = 1_600
     ppo_prompts: int = 4_000
-    ppo_iterations: int = 16
+    ppo_iterations: int = 15
     episodes: int = 256
     evaluated: int = 400
     held_out_documents: int = 300
@@ -141,6 +141,7 @@ def stages(config: Config) -> dict[str, tuple[Any, Any]]:
             ptx_coefficient=0.1,
             ptx_rows=8,
             rollout_temperature=_TEMPERATURE,
+            recompute_logprobs=False,
         ),
         train=replace(training.BASE, dtype="bf16", seed=seed, row_length=128, save_every_steps=5),
     )
