@@ -64,7 +64,7 @@ def transformers_llama(model: llama.Model, *, attention: str) -> transformers.Ll
     """The peer's model with the same weights; `attention` is its implementation, "sdpa" or "eager"."""
     config = transformers.LlamaConfig(**model.config.to_huggingface(), attn_implementation=attention, use_cache=False)
     peer = transformers.LlamaForCausalLM(config)
-    weights = to_huggingface(model.state_dict(), llama.WEIGHT_NAMES, model.config.num_layers)
+    weights = to_huggingface(model.state_dict(), llama.WEIGHT_NAMES, model.config)
     found = peer.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, strict=False)
     assert set(found.missing_keys) | set(found.unexpected_keys) <= {"lm_head.weight"}, found  # which is tied
     peer.tie_weights()

@@ -3,10 +3,13 @@
 A model folder holds `config.json`, `model.safetensors`, the tokenizer's files, `chat_template.jinja` and
 `generation_config.json`; transformers and vLLM open it unchanged. A reward model is a sequence classifier with one
 label, whose gain and bias stand in `config.json`. A training state is tensors in safetensors and the rest in JSON:
-nothing here reads pickle. Every file is written under a temporary name, synced and renamed.
+nothing here reads pickle. Every file is written under a temporary name, synced and renamed. A .gguf file is read as
+the folder that it stands for; `catalogue` says what else may be named.
 """
 
+import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,12 +20,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from chatloom import models, runtime
+from chatloom import adapters, catalogue, gguf, models, runtime
+from chatloom.adapters import files as adapter_files
+from chatloom.adapters.peft import from_peft
 from chatloom.chat.render import ChatFormat
 from chatloom.chat.templates import ChatTemplate
 from chatloom.models import Decoder, RewardModel
-from chatloom.models.weights import from_huggingface, to_huggingface
+from chatloom.models.weights import from_huggingface, head_names, to_huggingface
 from chatloom.tokenizers.bpe import Tokenizer
 
 WEIGHTS, INDEX, CONFIG, TEMPLATE = (
@@ -32,6 +38,7 @@ WEIGHTS, INDEX, CONFIG, TEMPLATE = (
     "chat_template.jinja",
 )
 SCORE_HEAD = "score.weight"
+_LONGEST_CONTEXT = 2**22  # tables of positions are made for it, so a broken config.json must not fill the memory
 # Stands in for the template of a base model that has none: every use but reading and writing the folder is an error.
 NO_TEMPLATE = (
     "{{ raise_exception('this model has no chat template, so it can continue text but not chat; "
@@ -84,6 +91,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file. Raises ValueError for a truncated or foreign file."""
     try:
         tensors: dict[str, Tensor] = load_file(path)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing; copy or download the model again") from error
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from error
     return tensors
@@ -93,10 +102,10 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     if (folder / WEIGHTS).exists():
         return read_tensors(folder / WEIGHTS)
     if (folder / INDEX).exists():
-        shards = set(_read_json(folder / INDEX)["weight_map"].values())
+        shards = _shards(folder / INDEX)
         tensors: dict[str, Tensor] = {}
-        for shard in sorted(shards):
-            tensors.update(read_tensors(folder / Path(shard).name))
+        for shard in shards:
+            tensors.update(read_tensors(folder / shard))
         return tensors
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.pkl") for path in folder.glob(pattern))
     if pickles:
@@ -105,6 +114,14 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
             "Convert it with the publisher's tool or transformers' save_pretrained(safe_serialization=True)"
         )
     raise ValueError(f"{folder} has no {WEIGHTS}" + _hint(folder))
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index names, beside it whatever folder it names too."""
+    where = _read_json(index).get("weight_map")
+    if not isinstance(where, dict) or not where or not all(isinstance(each, str) for each in where.values()):
+        raise ValueError(f"{index} has no weight_map of tensors to files; copy or download it again")
+    return sorted({Path(each).name for each in where.values()})
 
 
 def _hint(folder: Path) -> str:
@@ -139,20 +156,24 @@ def save_pretrained(
     """
     folder = Path(folder)
     trunk = model.trunk if isinstance(model, RewardModel) else model
+    if adapters.is_adapted(trunk):
+        raise ValueError(
+            "the model has an adapter; save that alone (checkpoint.save_adapter), or write LoRA into the weights first "
+            "(adapters.merge and adapters.detach)"
+        )
     tokenizer = chat.tokenizer
     if tokenizer.vocab_size > trunk.config.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {trunk.config.vocab_size}")
-    config = trunk.config.to_huggingface()
-    module = _module_of(config)
-    tensors = to_huggingface(trunk.state_dict(), module.WEIGHT_NAMES, trunk.config.num_layers)
+    config, tensors = stored(trunk)
     special = _special_tokens(chat)
     config |= special
     config["dtype"] = str(trunk.embedding.weight.dtype).removeprefix("torch.")
     if isinstance(model, RewardModel):
-        tensors.pop("lm_head.weight", None)
+        for name in head_names(_module_of(config).WEIGHT_NAMES):
+            tensors.pop(name, None)
         tensors[SCORE_HEAD] = model.score_head.weight
         base = config["architectures"][0].removesuffix("ForCausalLM").removesuffix("LMHeadModel")
-        config["architectures"] = [f"{base}ForSequenceClassification"]
+        config["architectures"] = [getattr(trunk.config, "CLASSIFIER", f"{base}ForSequenceClassification")]
         config |= {"num_labels": 1, "id2label": {"0": "reward"}, "label2id": {"reward": 0}}
         config |= {"reward_gain": model.gain, "reward_bias": model.bias}
     else:
@@ -165,6 +186,12 @@ def save_pretrained(
         chat.template.save(folder)
     write_tensors(folder / WEIGHTS, tensors, metadata={"format": "pt"})
     runtime.write_atomically(folder / CONFIG, json.dumps(config | (extra or {}), indent=2) + "\n")
+
+
+def stored(model: Decoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A model's `config.json` and tensors as Hugging Face has them, without special tokens and dtype."""
+    config = model.config.to_huggingface()
+    return config, to_huggingface(model.state_dict(), _module_of(config).WEIGHT_NAMES, model.config)
 
 
 def _special_tokens(chat: ChatFormat) -> dict[str, Any]:
@@ -186,98 +213,203 @@ def _module_of(config: dict[str, Any]) -> Any:
     name = config.get("model_type")
     if not isinstance(name, str):
         raise ValueError(f"config.json has no model_type; known families: {', '.join(models.FAMILIES)}")
+    if name not in models.FAMILIES and "auto_map" in config:
+        raise ValueError(
+            f"model family {name!r} brings code of its own (auto_map), which is never run; use a family that is built "
+            f"in, known: {', '.join(models.FAMILIES)}"
+        )
     return models.family(name)
 
 
-def _open(folder: Path | str) -> tuple[Path, dict[str, Any], Decoder, dict[str, Tensor]]:
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"there is no model folder {folder}")
-    if not (folder / CONFIG).exists():
-        raise ValueError(f"{folder} has no {CONFIG}" + _hint(folder))
-    config = _read_json(folder / CONFIG)
-    module = _module_of(config)
+@dataclass(frozen=True)
+class _Source:
+    """A model folder or a GGUF file, read but not yet a model."""
+
+    path: Path
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    chat: ChatFormat
+
+
+def _read(ref: Path | str, dtype: str | None) -> _Source:
+    path = catalogue.resolve(ref)
+    if path.is_file():
+        found = gguf.read_model(path)
+        _check_size(found.config, [math.prod(shape) for shape in found.shapes.values()], path)
+        tensors = found.tensors(runtime.pick_dtype(dtype) if dtype else None)
+        return _Source(path, found.config, tensors, ChatFormat(found.tokenizer, found.template or NO_TEMPLATE))
+    if not (path / CONFIG).exists():
+        raise ValueError(f"{path} has no {CONFIG}" + _hint(path))
+    config = _read_json(path / CONFIG)
+    _module_of(config)  # an unknown family is the first thing to say
+    tensors = _read_weights(path)
+    _check_size(config, [tensor.numel() for tensor in tensors.values()], path / CONFIG)
+    return _Source(path, config, tensors, load_chat(path))
+
+
+def load_chat(ref: Path | str) -> ChatFormat:
+    """A model's tokenizer and chat template, without its weights; an adapter without any has its base's."""
+    path = catalogue.resolve(ref)
+    if path.is_file():
+        found = gguf.read_model(path)
+        return ChatFormat(found.tokenizer, found.template or NO_TEMPLATE)
+    if adapter_files.is_adapter(path) and not (path / "tokenizer.json").exists():
+        return load_chat(_base_of(adapter_files.read_adapter(path)))
+    return ChatFormat(Tokenizer.load(path), ChatTemplate.load(path) or ChatTemplate(NO_TEMPLATE))
+
+
+def _family_config(config: dict[str, Any], path: Path) -> Any:
     try:
-        model = _without_initialisation(module, module.Config.from_huggingface(config))
+        return _module_of(config).Config.from_huggingface(config)
     except KeyError as error:
-        raise ValueError(f"{folder / CONFIG} has no {error}, which a {config['model_type']} needs") from error
-    return folder, config, model, _read_weights(folder)
+        raise ValueError(f"{path} has no {error}, which a {config['model_type']} needs") from error
+    except (TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"{path} is not a configuration of a {config['model_type']}: {error}") from error
 
 
-def _without_initialisation(module: Any, config: Any) -> Decoder:
-    """A model whose weights are about to be read, built without drawing from torch's generator."""
-    state = torch.get_rng_state()
-    model: Decoder = module.Model(config)
-    torch.set_rng_state(state)
-    return model
+def _check_size(config: dict[str, Any], sizes: list[int], path: Path) -> None:
+    """Refuse a configuration of a larger model than the file has weights for, before memory is taken for it."""
+    known = _family_config(config, path)
+    for name in ("vocab_size", "context_length", "num_layers", "width", "num_heads", "head_width"):
+        value = getattr(known, name)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{path}: {name} is {value!r}; it must be a whole number of at least 1")
+    num_experts = getattr(known, "num_experts", 1)
+    if not isinstance(num_experts, int) or not 1 <= known.num_layers * num_experts <= len(sizes):
+        each = f" of {num_experts:,} experts" if hasattr(known, "num_experts") else ""
+        raise ValueError(f"{path} asks for {known.num_layers:,} layers{each}, and there are {len(sizes)} tensors")
+    if known.context_length > _LONGEST_CONTEXT:
+        raise ValueError(f"{path} asks for a context of {known.context_length:,}; at most {_LONGEST_CONTEXT:,}")
+    try:
+        with torch.device("meta"), _Unfilled():
+            wanted = models.num_parameters(_module_of(config).Model(known))
+    except (RuntimeError, TypeError, ArithmeticError, AssertionError) as error:
+        raise ValueError(f"{path} describes no model that can be built: {error}") from error
+    if wanted > 2 * sum(sizes) + 10_000_000:
+        raise ValueError(
+            f"{path} asks for {wanted:,} weights, and there are {sum(sizes):,}; they do not belong together"
+        )
 
 
-def _finish(
-    model: Decoder, tensors: dict[str, Tensor], folder: Path, config: dict[str, Any], *, ignored: tuple[str, ...] = ()
-) -> ChatFormat:
-    module = _module_of(config)
-    expected = set(model.state_dict())
-    tied = ("lm_head.weight",) if model.head is None else ()
-    state = from_huggingface(
-        tensors,
-        module.WEIGHT_NAMES,
-        model.config.num_layers,
-        expected=expected - ({"head.weight"} if ignored else set()),
-        ignored=(*module.IGNORED, *tied, *ignored),
-    )
-    for name, tensor in model.state_dict().items():
-        if name in state and state[name].shape != tensor.shape:
-            raise ValueError(
-                f"{folder}: {name} is {tuple(state[name].shape)}, but {CONFIG} asks for {tuple(tensor.shape)}"
-            )
-    model.load_state_dict(state, strict=False)
-    tokenizer = Tokenizer.load(folder)
+class _Unfilled(TorchFunctionMode):
+    """Leaves out the drawing of fresh weights: they are about to be read, and torch's generator stays as it is."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init" or getattr(func, "__name__", "") in _DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+_DRAWS = ("normal_", "uniform_")
+
+
+def _open(ref: Path | str, dtype: str | None) -> tuple[_Source, Decoder]:
+    source = _read(ref, dtype)
+    with _Unfilled():
+        model: Decoder = _module_of(source.config).Model(_family_config(source.config, source.path))
+    return source, model
+
+
+def _finish(model: Decoder, source: _Source, *, headless: bool = False) -> None:
+    """Fill the model; `headless` is a reward model's trunk, which has no vocabulary projection stored."""
+    path, module = source.path, _module_of(source.config)
+    expected = {
+        name: tensor for name, tensor in model.state_dict().items() if not (headless and name.startswith("head."))
+    }
+    unused = head_names(module.WEIGHT_NAMES) if headless or model.head is None else ()
+    try:
+        state = from_huggingface(
+            source.tensors, module.WEIGHT_NAMES, model.config, expected=expected, ignored=(*module.IGNORED, *unused)
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    # What was dequantised is ours already; a mapped file is not, so its tensors are copied.
+    model.load_state_dict(state, strict=False, assign=path.is_file())
+    if headless and model.head is not None:
+        for parameter in model.head.parameters():
+            nn.init.zeros_(parameter)
+    tokenizer = source.chat.tokenizer
     if tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}; "
+            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}; "
             "they do not belong together"
         )
-    return ChatFormat(tokenizer, ChatTemplate.load(folder) or ChatTemplate(NO_TEMPLATE))
 
 
 def load_pretrained(
-    folder: Path | str, *, device: torch.device | str | None = None, dtype: str | None = None
+    ref: Path | str, *, device: torch.device | str | None = None, dtype: str | None = None, merge: bool = True
 ) -> Pretrained:
-    """Open a language model's folder.
+    """Open a language model.
 
     Args:
-        folder: a Chatloom run, or any Hugging Face folder of a known family.
+        ref: a Chatloom run, a Hugging Face folder or a .gguf file of a known family, an adapter's folder (opens its
+            base too), a name of the catalogue, a hub id.
         device: where to put it; None is the CPU.
-        dtype: "fp32", "bf16" or "fp16"; None as saved.
+        dtype: "fp32", "bf16" or "fp16"; None as saved, which for a quantised file is fp32.
+        merge: write LoRA into the weights; otherwise it stays beside them, and the base is frozen.
 
     Raises:
-        ValueError: no such folder, a file missing or corrupt, weights of another configuration, a reward model.
+        ValueError: no such model, a file missing or corrupt, weights of another configuration, a reward model, an
+            adapter whose base is not there or is another.
     """
-    folder, config, model, tensors = _open(folder)
-    if SCORE_HEAD in tensors:
-        raise ValueError(f"{folder} is a reward model; a language model is needed here")
-    chat = _finish(model, tensors, folder, config)
-    _place(model, tensors, device, dtype)
-    return Pretrained(model, chat, config)
+    path = catalogue.resolve(ref)
+    if adapter_files.is_adapter(path):
+        opened, score, _ = _open_adapter(path, device, dtype, merge=merge)
+        if score is not None:
+            raise ValueError(f"{path} is a reward model; a language model is needed here")
+        return opened
+    source, model = _open(path, dtype)
+    if SCORE_HEAD in source.tensors:
+        raise ValueError(f"{path} is a reward model; a language model is needed here")
+    _finish(model, source)
+    _place(model, source.tensors, device, dtype)
+    return Pretrained(model, source.chat, source.config)
 
 
 def load_reward(
-    folder: Path | str, *, device: torch.device | str | None = None, dtype: str | None = None
+    ref: Path | str,
+    *,
+    device: torch.device | str | None = None,
+    dtype: str | None = None,
+    trunk: Decoder | None = None,
 ) -> PretrainedReward:
-    """Open a reward model's folder with its head, gain and bias. Raises ValueError if it has no reward head."""
-    folder, config, model, tensors = _open(folder)
+    """Open a reward model's folder with its head, gain and bias.
+
+    An adapter is merged into its base, or, where the base is given as `trunk`, put on that. Raises ValueError if the
+    folder has no reward head.
+    """
+    path = catalogue.resolve(ref)
+    if adapter_files.is_adapter(path):
+        opened, score, base = _open_adapter(path, device, dtype, merge=trunk is None, trunk=trunk)
+        if score is None:
+            raise ValueError(f"{path} has no reward head; train one with `chatloom reward --model {path}`")
+        model = _reward_model(opened.model, score, gain=base.reward_gain, bias=base.reward_bias)
+        return PretrainedReward(model, opened.chat, opened.config)
+    source, decoder = _open(path, dtype)
+    tensors, config = source.tensors, source.config
     if SCORE_HEAD not in tensors or "reward_gain" not in config:
-        raise ValueError(f"{folder} has no reward head; train one with `chatloom reward --model {folder}`")
+        raise ValueError(f"{path} has no reward head; train one with `chatloom reward --model {path}`")
     score = tensors.pop(SCORE_HEAD)
-    chat = _finish(model, tensors, folder, config, ignored=("lm_head.weight",))
+    _finish(decoder, source, headless=True)
+    model = _reward_model(decoder, score, gain=config["reward_gain"], bias=config["reward_bias"])
+    _place(model, tensors, device, dtype)
+    return PretrainedReward(model, source.chat, config)
+
+
+def _reward_model(trunk: Decoder, score: Tensor, *, gain: float, bias: float) -> RewardModel:
     state = torch.get_rng_state()
-    reward_model = RewardModel(model)
+    model = RewardModel(trunk)
     torch.set_rng_state(state)
+    weight = model.score_head.weight
+    if score.shape != weight.shape:
+        raise ValueError(f"the score head is {tuple(score.shape)}; this model needs {tuple(weight.shape)}")
     with torch.no_grad():
-        reward_model.score_head.weight.copy_(score)
-    reward_model.gain, reward_model.bias = float(config["reward_gain"]), float(config["reward_bias"])
-    _place(reward_model, tensors, device, dtype)
-    return PretrainedReward(reward_model, chat, config)
+        weight.copy_(score)
+    model.score_head.to(device=trunk.embedding.weight.device, dtype=trunk.embedding.weight.dtype)
+    model.gain, model.bias = float(gain), float(bias)
+    model.eval()
+    return model
 
 
 def _place(model: nn.Module, tensors: dict[str, Tensor], device: torch.device | str | None, dtype: str | None) -> None:
@@ -286,6 +418,105 @@ def _place(model: nn.Module, tensors: dict[str, Tensor], device: torch.device | 
     if isinstance(model, RewardModel):
         model.trunk.eval()
     model.eval()
+
+
+# --- adapters -------------------------------------------------------------------------------------------------
+
+
+def save_adapter(folder: Path | str, model: Decoder | RewardModel, chat: ChatFormat, *, base: str) -> None:
+    """Write the adapter of an adapted model, its score head if it is a reward model, and its tokenizer and template.
+
+    `base` is the folder or file that the model was opened from; its digest is written down, and opening the adapter
+    opens it again.
+    """
+    folder = Path(folder)
+    trunk = model.trunk if isinstance(model, RewardModel) else model
+    chat.tokenizer.save(folder, model_max_length=trunk.config.context_length)
+    if chat.template.source != NO_TEMPLATE:
+        chat.template.save(folder)
+    head: dict[str, Any] = {}
+    if isinstance(model, RewardModel):
+        head = {"score": model.score_head.weight, "gain": model.gain, "bias": model.bias}
+    digest = weights_digest(base)
+    adapter_files.write_adapter(folder, trunk, models.stored_names(trunk), base=base, digest=digest, **head)
+
+
+def _open_adapter(
+    folder: Path,
+    device: torch.device | str | None,
+    dtype: str | None,
+    *,
+    merge: bool,
+    trunk: Decoder | None = None,
+) -> tuple[Pretrained, Tensor | None, adapter_files.Base]:
+    """The adapted model, the weight of its score head, and what is known of its base."""
+    saved = adapter_files.read_adapter(folder)
+    path = _base_of(saved)
+    digest = weights_digest(path)
+    if saved.base.digest not in (None, digest):
+        raise ValueError(
+            f"{folder} is an adapter of another base model: the weights of {path} are not those that it was trained "
+            f"on (digest {digest}, not {saved.base.digest})"
+        )
+    model = trunk
+    if model is None:
+        early = "fp32" if dtype == "fp32" else None  # the update is added before weights are rounded
+        model = load_pretrained(path, device=device, dtype=early).model
+    try:
+        score = from_peft(model, models.stored_names(model), saved.config, saved.tensors)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder}: {error}") from error
+    if merge and model.prefix is None:
+        adapters.merge(model)
+        adapters.detach(model)
+    if trunk is None:
+        model.to(runtime.pick_dtype(dtype) if dtype else model.embedding.weight.dtype)
+    model.eval()
+    return Pretrained(model, load_chat(folder), model.config.to_huggingface()), score, saved.base
+
+
+def _base_of(saved: adapter_files.SavedAdapter) -> Path:
+    """The folder or file of an adapter's base model. ValueError if there is none."""
+    folder = saved.folder
+    try:
+        path = catalogue.resolve(saved.base_path())
+    except ValueError as error:
+        where = adapter_files.BASE if saved.base.digest else adapter_files.CONFIG
+        raise ValueError(
+            f"{folder} is an adapter, and its base model {saved.base_path()} is not there; put it there, or say in "
+            f"{where} where it is ({error})"
+        ) from error
+    if path.resolve() == folder.resolve():
+        raise ValueError(f"{folder} is an adapter that names itself as its base model")
+    return path
+
+
+def is_adapter_of(ref: Path | str, base: Path | str) -> bool:
+    """Whether a folder is an adapter of the model at `base`, so that it can be put on that model's weights."""
+    folder = catalogue.resolve(ref)
+    if not adapter_files.is_adapter(folder):
+        return False
+    saved = adapter_files.read_adapter(folder)
+    if saved.base.digest is None:
+        return _base_of(saved).resolve() == catalogue.resolve(base).resolve()
+    return saved.base.digest == weights_digest(base)
+
+
+def weights_digest(ref: Path | str) -> str:
+    """Sixteen hex digits of a model's weights: a file's, or those of all safetensors files of a folder."""
+    path = catalogue.resolve(ref)
+    if path.is_file():
+        return file_digest(path)
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) == 1:
+        return file_digest(files[0])
+    return hashlib.sha256("".join(file_digest(file) for file in files).encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """The first sixteen hex digits of a file's SHA-256."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 # --- training state -------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """The command line: one verb a stage. Every field of a stage's config is an option; `chatloom VERB --help` lists them.
 
 A verb's module is imported only when it is asked for, so `chatloom --help` answers at once. A mistake of the user is
-one sentence on the error stream and exit status 2; Ctrl-C is 130, and the same command goes on where it stopped.
+one sentence on the error stream and exit status 2; what `doctor` finds wrong is 1. Ctrl-C is 130, and the same command
+goes on where it stopped.
 """
 
 import errno
@@ -28,7 +29,10 @@ VERBS = {
     "ppo": ("chatloom.stages.ppo", "align a model with a reward model (PPO, PPO-ptx)"),
     "evaluate": ("chatloom.stages.evaluate", "compare models on held-out prompts and write the report"),
     "chat": ("chatloom.stages.chat", "talk to a model in the terminal"),
+    "doctor": ("chatloom.stages.doctor", "say what a model is, check it, and estimate the memory it takes"),
+    "export": ("chatloom.stages.export", "write a model as a Hugging Face folder or a GGUF file"),
 }
+_TAKE_A_REF = ("chat", "export", "doctor")  # `chatloom chat REF` is `chatloom chat --model REF`
 # Those that make the same tensors over and over.
 _TRAINING = ("quickstart", "pretrain", "sft", "rank", "reward", "ppo")
 
@@ -47,13 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verb not in VERBS:
             raise ValueError(f"there is no command {verb!r}{nearest(verb, VERBS)}")
         module = importlib.import_module(VERBS[verb][0])
-        if verb in ("chat",) and options and not options[0].startswith("-"):
-            options = ["--model", *options]  # `chatloom chat REF`
+        if verb in _TAKE_A_REF and options and not options[0].startswith("-"):
+            options = ["--model", *options]
         config = parse(verb, module.Config, options)
         if verb in _TRAINING:
             runtime.keep_freed_memory()
         with runtime.distributed():
-            module.run(config)
+            outcome = module.run(config)
     except KeyboardInterrupt:
         _complain("stopped; give the same command again to go on where it stopped")
         return 130
@@ -62,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         advice = "; free some space and give the same command again: it goes on where it stopped" if full else ""
         _complain(f"{error}{advice}")
         return 2
-    return 0
+    problems = getattr(outcome, "problems", None)
+    return 1 if isinstance(problems, list) and problems else 0
 
 
 def parse(verb: str, config: type[Any], options: Sequence[str]) -> Any:

@@ -1,9 +1,9 @@
-"""Writes docs/commands.md: every verb with its options, their types, defaults and what they do.
+"""Writes docs/families.md (`families_page.py`) and docs/commands.md: every verb with its options, types and defaults.
 
-Nothing in that page is kept by hand. Names, types and defaults come from the stages' config dataclasses; what an
+Nothing in these pages is kept by hand. Names, types and defaults come from the stages' config dataclasses; what an
 option does is the comment above its field, and a `# --- title ---` line begins a section. `make docs` writes the
-page, and `make check` runs this with --check, which fails when the page is not what the source says. The text does
-not depend on the terminal.
+pages, and `make check` runs this with --check, which fails when one is not what the source says. The text does not
+depend on the terminal.
 """
 
 import ast
@@ -20,11 +20,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import families_page
 import tyro
 
 from chatloom.cli import VERBS
 
-PAGE = Path(__file__).parent.parent / "docs" / "commands.md"
+DOCS = Path(__file__).parent.parent / "docs"
 HEADER = """\
 <!-- Written by `make docs` from the source. Change the comments there, not this page. -->
 
@@ -216,19 +217,20 @@ def _row(option: Option) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write the page, or with --check say whether it is up to date."""
+    """Write the pages, or with --check say whether they are up to date."""
     if arguments not in ([], ["--check"]):
         sys.stderr.write("usage: generated_docs.py [--check]\n")
         return 2
-    text = page()
-    if not arguments:
-        PAGE.parent.mkdir(exist_ok=True)
-        PAGE.write_text(text, encoding="utf-8")
-        return 0
-    if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text:
-        return 0
-    sys.stderr.write(f"docs/{PAGE.name} is not what the source says; `make docs` writes it\n")
-    return 1
+    stale = 0
+    for name, text in (("commands.md", page()), ("families.md", families_page.page())):
+        path = DOCS / name
+        if not arguments:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+            sys.stderr.write(f"docs/{name} is not what the source says; `make docs` writes it\n")
+            stale = 1
+    return stale
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ LAYERS = [
     {"config", "runtime"},
     {"nn"},
     {"tokenizers", "chat"},
-    {"models", "adapters", "checkpoint"},
+    {"models", "adapters", "checkpoint", "gguf", "catalogue"},
     {"data", "tasks", "objectives"},
     {"train", "engine"},
     {"feedback", "prompting", "rl"},
@@ -26,6 +26,9 @@ WITHIN_A_ROW = {
     ("tasks", "data"),
     ("checkpoint", "models"),
     ("checkpoint", "adapters"),
+    ("checkpoint", "gguf"),
+    ("checkpoint", "catalogue"),
+    ("gguf", "models"),
     ("stages", "evals"),
     ("cli", "recipes"),
 }

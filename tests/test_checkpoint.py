@@ -1,4 +1,5 @@
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,43 @@ def test_bf16_folder_stays_bf16(folder: Path, chat: ChatFormat, tmp_path: Path) 
     checkpoint.save_pretrained(tmp_path / "h", half.model, chat)
     assert checkpoint.load_pretrained(tmp_path / "h").model.embedding.weight.dtype == torch.bfloat16
     assert checkpoint.load_pretrained(tmp_path / "h", dtype="fp32").model.embedding.weight.dtype == torch.float32
+
+
+def test_a_config_of_a_larger_model_takes_no_memory(folder: Path) -> None:
+    """What the weights could not fill is refused before it is built."""
+    for changes, part in (
+        ({"vocab_size": 10**12}, "asks for .* weights, and"),
+        ({"num_hidden_layers": 10**9}, "1,000,000,000 layers, and there are"),
+        ({"intermediate_size": 10**10}, "asks for .* weights, and"),
+        ({"max_position_embeddings": 10**12}, "asks for a context of 1,000,000,000,000"),
+        ({"hidden_size": 0}, "hidden_size 0"),
+        ({"num_attention_heads": 0}, "0 heads"),
+        ({"num_hidden_layers": "two"}, "num_layers is 'two'"),
+        ({"vocab_size": -5}, "vocab_size is -5"),
+        ({"hidden_size": None}, "hidden_size None"),
+    ):
+        before = (folder / "config.json").read_text()
+        edit(folder, **changes)
+        with pytest.raises(ValueError, match=part):
+            checkpoint.load_pretrained(folder)
+        (folder / "config.json").write_text(before)
+
+
+def test_damaged_safetensors_are_an_error_or_other_numbers(folder: Path) -> None:
+    """Random flips and cuts: never anything but a ValueError, and never a large allocation from a header."""
+    weights = folder / "model.safetensors"
+    whole, chooser, refused = weights.read_bytes(), random.Random(0), 0
+    for number in range(120):
+        damaged = bytearray(whole[: chooser.randrange(len(whole))] if number % 4 == 0 else whole)
+        for _ in range(chooser.choice((1, 3, 20))):
+            if damaged:
+                damaged[chooser.randrange(min(len(damaged), 1800))] = chooser.randrange(256)
+        weights.write_bytes(damaged)
+        try:
+            checkpoint.load_pretrained(folder)
+        except ValueError:
+            refused += 1
+    assert refused > 60
+    weights.write_bytes((2**62).to_bytes(8, "little") + whole[8:])
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        checkpoint.load_pretrained(folder)

@@ -65,7 +65,7 @@ def test_the_layer_table_is_the_one_that_is_held() -> None:
     assert pairs == WITHIN_A_ROW
 
 
-# --- docs/commands.md -----------------------------------------------------------------------------------------
+# --- docs/commands.md, docs/families.md ------------------------------------------------------------------------
 
 
 def test_the_list_of_commands_is_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,13 +74,15 @@ def test_the_list_of_commands_is_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_stale_list_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(generated_docs, "PAGE", tmp_path / "commands.md")
+    monkeypatch.setattr(generated_docs, "DOCS", tmp_path)
     assert generated_docs.main(["--check"]) == 1
     assert generated_docs.main([]) == 0
     assert generated_docs.main(["--check"]) == 0
-    page = generated_docs.PAGE.read_text(encoding="utf-8")
-    generated_docs.PAGE.write_text(page.replace("--vocab-size", "--vocabulary-size"), encoding="utf-8")
-    assert generated_docs.main(["--check"]) == 1
+    for name, old, new in (("commands.md", "--vocab-size", "--vocabulary-size"), ("families.md", "ALiBi", "Alibi")):
+        page = (tmp_path / name).read_text(encoding="utf-8")
+        (tmp_path / name).write_text(page.replace(old, new), encoding="utf-8")
+        assert generated_docs.main(["--check"]) == 1
+        (tmp_path / name).write_text(page, encoding="utf-8")
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -1,7 +1,8 @@
 """Chat templates: Jinja, as Hugging Face folders carry them in `chat_template.jinja`.
 
 A template is a program that came with a checkpoint, so it runs in Jinja's sandbox, sees the conversation and
-nothing else (no clock, no files), and the same conversation always renders to the same text. Whitespace rules, the
+nothing else (no clock, no files), and the same conversation always renders to the same text. Its steps are counted, so
+one that never ends is an error (`limits.py`). Whitespace rules, the
 `raise_exception` function, the `tojson` filter, `break`/`continue` and the `{% generation %}` tag are those of
 transformers. Text becomes tokens in `render.py`.
 """
@@ -15,8 +16,8 @@ import jinja2
 import jinja2.nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from chatloom.chat import limits
 from chatloom.chat.message import Message, to_dicts
 from chatloom.runtime import write_atomically
 
@@ -68,6 +69,12 @@ PLAIN_TEMPLATE = """\
 TEMPLATES = {"chatloom": CHATLOOM_TEMPLATE, "plain": PLAIN_TEMPLATE}
 
 
+_FAILURES = (
+    *(jinja2.TemplateError, TypeError, AttributeError, LookupError, ArithmeticError, ValueError),
+    *(RecursionError, MemoryError),
+)
+
+
 class ChatTemplate:
     """A compiled chat template. `source` is its text. A syntax error is a ValueError that gives the line."""
 
@@ -77,6 +84,8 @@ class ChatTemplate:
             self._compiled = _environment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
             raise ValueError(f"the chat template has an error in line {error.lineno}: {error.message}") from error
+        except (RecursionError, SyntaxError, MemoryError, ValueError, jinja2.TemplateError) as error:
+            raise ValueError(f"the chat template cannot be compiled: {type(error).__name__}: {error}") from error
 
     def render(
         self,
@@ -91,9 +100,10 @@ class ChatTemplate:
         refuses the conversation (`raise_exception`) or fails.
         """
         context = {**(variables or {}), "messages": to_dicts(messages)}
+        limits.begin(sum(len(message["content"]) for message in context["messages"]))
         try:
             return self._compiled.render(**context, add_generation_prompt=add_generation_prompt)
-        except (jinja2.TemplateError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        except _FAILURES as error:
             raise ValueError(f"the chat template cannot render this conversation: {error}") from error
 
     def save(self, folder: str | Path) -> None:
@@ -146,11 +156,11 @@ class _Generation(Extension):
         return jinja2.nodes.Scope(body, lineno=line)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+def _environment() -> limits.LimitedEnvironment:
+    environment = limits.LimitedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
-    environment.filters["tojson"] = _to_json
+    environment.add_filter("tojson", _to_json)
     environment.globals["raise_exception"] = _raise_exception
     return environment
 

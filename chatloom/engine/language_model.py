@@ -122,8 +122,7 @@ class LanguageModel:
     def _raw(self, prompt: str | Sequence[int]) -> list[int]:
         if not isinstance(prompt, str):
             return list(prompt)
-        begin = [] if self.tokenizer.bos_token is None else [self.tokenizer.bos]
-        return begin + self.tokenizer.encode(prompt)
+        return self.tokenizer.document_start + self.tokenizer.encode(prompt)
 
 
 def _sampling(
@@ -143,8 +142,9 @@ def load(ref: str | Path, *, dtype: str | None = None, device: str | None = None
     """Open a language model.
 
     Args:
-        ref: the folder of a Chatloom run or of a Hugging Face model.
-        dtype: None as saved, "fp32" or "bf16".
+        ref: a name of the catalogue such as "smollm2", the folder of a Chatloom run or of a Hugging Face model, a .gguf
+            file, or a hub id such as "org/name".
+        dtype: None as saved (a quantised file: fp32), "fp32" or "bf16".
         device: None for the best there is, "cpu", "cuda", "cuda:1", ...
 
     Raises:
@@ -152,13 +152,5 @@ def load(ref: str | Path, *, dtype: str | None = None, device: str | None = None
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; allowed: None (as saved), {', '.join(map(repr, DTYPES))}")
-    folder = Path(ref)
-    if not folder.exists():
-        raise ValueError(
-            f"there is no {folder}: give the folder of a Chatloom run (such as runs/quickstart/ppo) or of a Hugging "
-            "Face model (config.json, model.safetensors, tokenizer.json)"
-        )
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is a file; give the folder of a Chatloom run or of a Hugging Face model")
-    pretrained = checkpoint.load_pretrained(folder, device=runtime.pick_device(device), dtype=dtype)
+    pretrained = checkpoint.load_pretrained(ref, device=runtime.pick_device(device), dtype=dtype)
     return LanguageModel(pretrained.model, pretrained.chat)

@@ -143,15 +143,19 @@ class Batch:
         for number, prompt in enumerate(numbers):
             tokens[number, : len(prompt)] = torch.tensor(prompt)
         tokens, lengths = tokens.to(self._device), lengths.to(self._device)
+        prefix = None if self._model.prefix is None else self._model.prefix(self._model)
+        num_virtual = 0 if prefix is None else prefix[0].shape[2]
         cache = Dense(
             config.num_layers,
             len(numbers),
-            max(len(row.prompt) + row.limit for row in self._rows),
+            num_virtual + max(len(row.prompt) + row.limit for row in self._rows),
             config.num_key_value_heads,
             config.head_width,
             dtype=cache_dtype,
             device=self._device,
         )
+        if prefix is not None:
+            cache.start(*prefix)
         cache.begin(lengths)
         hidden = self._model.hidden(tokens, cache=cache)  # (U, T, C)
         cache.advance()

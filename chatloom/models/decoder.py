@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from chatloom.nn.cache import Cache, Causal, Packed
-from chatloom.nn.positions import Rotary
+from chatloom.nn.experts import Experts, load_balancing, router_z
+from chatloom.nn.positions import Angles, Rotary
+from chatloom.nn.prefixed import Prefixed
 
 
 class DecoderConfig(Protocol):
@@ -39,15 +41,20 @@ class DecoderConfig(Protocol):
 
 
 class Decoder(nn.Module):
-    """A decoder-only language model."""
+    """A decoder-only language model. `__init__` sets what most families do without."""
 
     config: DecoderConfig
     embedding: nn.Embedding
+    embedding_scale: float = 1.0
+    embedding_norm: nn.Module | None
     position_embedding: nn.Embedding | None
+    position_offset: int = 0  # the first row of the position embedding that a token has
     rotary: Rotary | None
     blocks: nn.ModuleList
     final_norm: nn.Module
     head: nn.Linear | None  # None: tied to the embedding
+    logit_softcap: float | None = None
+    prefix: nn.Module | None  # what the cache starts with, from prompt or prefix tuning (see adapters)
     gradient_checkpointing: bool = False
 
     def hidden(self, tokens: Tensor, *, documents: Tensor | None = None, cache: Cache | None = None) -> Tensor:
@@ -70,29 +77,66 @@ class Decoder(nn.Module):
                     f"a row of {tokens.shape[1]} tokens does not fit the model's context of "
                     f"{self.config.context_length}; use shorter rows or a model with a longer context"
                 )
-            cache = Causal() if documents is None else Packed(documents)
-        positions = cache.positions(tokens)
-        x = self.embedding(tokens)  # (B, T, C)
+            if self.prefix is not None:
+                cache = Prefixed(*self.prefix(self), documents=documents)
+            else:
+                cache = Causal() if documents is None else Packed(documents)
+        return self.through(self.embedding(tokens), cache.positions(tokens), cache)
+
+    def through(self, x: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+        """Hidden states (B, T, C) of tokens whose embeddings are `x` (B, T, C)."""
+        if self.embedding_scale != 1.0:
+            x = x * torch.tensor(self.embedding_scale, dtype=self.embedding.weight.dtype)
         if self.position_embedding is not None:
-            x = x + self.position_embedding(positions)
+            x = x + self.position_embedding(positions + self.position_offset)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
         x = self.embedding_dropout(x)
-        angles = None if self.rotary is None else self.rotary.at(positions)
+        angles = self.angles(positions)
         for layer, block in enumerate(self.blocks):
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, layer, cache, angles, use_reentrant=False)
+                x = checkpoint(block, x, layer, cache, angles[layer], use_reentrant=False)
             else:
-                x = block(x, layer, cache, angles)
+                x = block(x, layer, cache, angles[layer])
         normalised: Tensor = self.final_norm(x)
         return normalised
 
+    def angles(self, positions: Tensor) -> list[Angles | None]:
+        """The rotary tables of every layer at `positions` (B, T)."""
+        angles = None if self.rotary is None else self.rotary.at(positions)
+        return [angles] * len(self.blocks)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Project hidden states (..., C) to the vocabulary (..., V)."""
-        weight = self.embedding.weight if self.head is None else self.head.weight
-        return nn.functional.linear(hidden, weight)
+        if self.head is None:
+            logits = nn.functional.linear(hidden, self.embedding.weight)
+        else:
+            logits = nn.functional.linear(hidden, self.head.weight, self.head.bias)
+        if self.logit_softcap is not None:
+            logits = self.logit_softcap * torch.tanh(logits / self.logit_softcap)
+        return logits
 
     def forward(self, tokens: Tensor, *, documents: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Logits (B, T, V) of `tokens` (B, T); see `hidden` for the arguments."""
         return self.logits(self.hidden(tokens, documents=documents, cache=cache))
+
+    def router_loss(self, documents: Tensor | None = None) -> Tensor | None:
+        """What a mixture's config adds to the loss of one token, for the last training pass; None if nothing.
+
+        The mean over the layers of load_balancing * (Fedus et al. 2021, eq. 4) + router_z * (Zoph et al. 2022, eq. 5);
+        tokens whose document is 0 (B, T) are padding and do not count.
+        """
+        balance, z = getattr(self.config, "load_balancing", 0.0), getattr(self.config, "router_z", 0.0)
+        layers = [module for module in self.modules() if isinstance(module, Experts) and module.routing is not None]
+        if not layers or not (balance or z):
+            return None
+        total = torch.zeros((), device=self.embedding.weight.device)
+        for layer in layers:
+            assert layer.routing is not None
+            routing = layer.routing.flatten(0, -2) if documents is None else layer.routing[documents != 0]
+            total = total + balance * load_balancing(routing, experts_per_token=layer.experts_per_token)
+            total = total + z * router_z(routing)
+        return total / len(layers)
 
     def set_dropout(self, probability: float) -> None:
         """Set every dropout layer's probability (InstructGPT fine-tunes with 0.2; RLHF needs 0)."""
@@ -102,7 +146,9 @@ class Decoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.embedding_norm = self.position_embedding = self.rotary = None
         self.embedding_dropout = nn.Dropout(0.0)
+        self.register_module("prefix", None)
 
 
 def num_parameters(model: nn.Module) -> int:

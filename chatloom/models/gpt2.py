@@ -1,23 +1,26 @@
 """GPT-2 (Radford et al. 2019): learned positions, LayerNorm before each half, GELU, biases, tied head.
 
 Worth knowing: the residual projections start smaller by 1/sqrt(2 * layers) (section 2.3), and the stored matrices
-are (inputs, outputs) with query, key and value in one.
+are (inputs, outputs) with query, key and value in one. DialoGPT is a GPT-2, and Cerebras-GPT one with the exact GELU.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from chatloom.models.decoder import Decoder
-from chatloom.models.weights import Joined
+from chatloom.models.initialise import draw_normal
+from chatloom.models.stored_config import PlainHeads, StoredConfig
+from chatloom.models.weights import Joined, linear
 from chatloom.nn.attention import Attention
 from chatloom.nn.block import Block
-from chatloom.nn.feedforward import GeluFeedForward
+from chatloom.nn.feedforward import FeedForward
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(PlainHeads, StoredConfig):
     """Sizes of a GPT-2; the defaults are the smallest of the paper."""
 
     vocab_size: int = 50_257
@@ -29,60 +32,26 @@ class Config:
     norm_epsilon: float = 1e-5
     initializer_range: float = 0.02
     tie_embeddings: bool = True
+    activation: str = "gelu_new"
 
-    def __post_init__(self) -> None:
-        if self.width % self.num_heads:
-            raise ValueError(f"width {self.width} must be a multiple of num_heads {self.num_heads}")
-
-    @property
-    def num_key_value_heads(self) -> int:
-        """GPT-2 has as many key/value heads as query heads."""
-        return self.num_heads
-
-    @property
-    def head_width(self) -> int:
-        """Channels of one head."""
-        return self.width // self.num_heads
-
-    def to_huggingface(self) -> dict[str, Any]:
-        """`config.json` of `GPT2LMHeadModel`."""
-        return {
-            "model_type": "gpt2",
-            "architectures": ["GPT2LMHeadModel"],
-            "vocab_size": self.vocab_size,
-            "n_positions": self.context_length,
-            "n_layer": self.num_layers,
-            "n_embd": self.width,
-            "n_head": self.num_heads,
-            "n_inner": self.inner_width,
-            "layer_norm_epsilon": self.norm_epsilon,
-            "initializer_range": self.initializer_range,
-            "tie_word_embeddings": self.tie_embeddings,
-            "activation_function": "gelu_new",
-        }
-
-    @staticmethod
-    def from_huggingface(data: dict[str, Any]) -> "Config":
-        """Read a `config.json`. Raises ValueError for a feature that is not here."""
-        unsupported = {
-            "activation_function": (data.get("activation_function", "gelu_new"), ("gelu_new", "gelu_pytorch_tanh")),
-            "scale_attn_by_inverse_layer_idx": (data.get("scale_attn_by_inverse_layer_idx", False), (False,)),
-            "scale_attn_weights": (data.get("scale_attn_weights", True), (True,)),
-        }
-        for name, (given, allowed) in unsupported.items():
-            if given not in allowed:
-                raise ValueError(f"a gpt2 with {name}={given!r} is not supported; allowed: {allowed}")
-        return Config(
-            vocab_size=data["vocab_size"],
-            context_length=data.get("n_positions", 1024),
-            num_layers=data.get("n_layer", 12),
-            width=data.get("n_embd", 768),
-            num_heads=data.get("n_head", 12),
-            inner_width=data.get("n_inner"),
-            norm_epsilon=data.get("layer_norm_epsilon", 1e-5),
-            initializer_range=data.get("initializer_range", 0.02),
-            tie_embeddings=data.get("tie_word_embeddings", True),
-        )
+    MODEL_TYPE: ClassVar[str] = "gpt2"
+    ARCHITECTURE: ClassVar[str] = "GPT2LMHeadModel"
+    KEYS: ClassVar[Mapping[str, str]] = {
+        "vocab_size": "vocab_size",
+        "n_positions": "context_length",
+        "n_layer": "num_layers",
+        "n_embd": "width",
+        "n_head": "num_heads",
+        "n_inner": "inner_width",
+        "layer_norm_epsilon": "norm_epsilon",
+        "initializer_range": "initializer_range",
+        "tie_word_embeddings": "tie_embeddings",
+        "activation_function": "activation",
+    }
+    FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "scale_attn_weights": (True,),
+    }
 
 
 class Model(Decoder):
@@ -93,11 +62,10 @@ class Model(Decoder):
         self.config: Config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.position_embedding = nn.Embedding(config.context_length, config.width)
-        self.rotary = None
         self.blocks = nn.ModuleList(
             Block(
                 Attention(config.width, config.num_heads, bias=True),
-                GeluFeedForward(config.width, config.inner_width or 4 * config.width),
+                FeedForward(config.width, config.inner_width or 4 * config.width, activation=config.activation),
                 nn.LayerNorm(config.width, eps=config.norm_epsilon),
                 nn.LayerNorm(config.width, eps=config.norm_epsilon),
             )
@@ -105,22 +73,7 @@ class Model(Decoder):
         )
         self.final_norm = nn.LayerNorm(config.width, eps=config.norm_epsilon)
         self.head = None if config.tie_embeddings else nn.Linear(config.width, config.vocab_size, bias=False)
-        self.initialise()
-
-    def initialise(self) -> None:
-        """Draw fresh weights from torch's generator."""
-        std = self.config.initializer_range
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=std)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        residual_std = std / (2 * self.config.num_layers) ** 0.5
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            nn.init.normal_(block.attention.output.weight, std=residual_std)
-            assert isinstance(block.feedforward, GeluFeedForward)
-            nn.init.normal_(block.feedforward.down.weight, std=residual_std)
+        draw_normal(self, config.initializer_range)
 
 
 # Radford et al. 2019, table 2 (names by the parameter counts of the released weights).
@@ -133,25 +86,19 @@ SIZES = {
 }
 
 
-def _affine(stored: str, *ours: str) -> dict[str, str | Joined]:
-    return {f"{stored}.{kind}": Joined(tuple(f"{name}.{kind}" for name in ours), True) for kind in ("weight", "bias")}
-
-
-def _norm(stored: str, ours: str) -> dict[str, str | Joined]:
-    return {f"{stored}.{kind}": f"{ours}.{kind}" for kind in ("weight", "bias")}
-
-
-_ATTENTION = "blocks.{layer}.attention"
+_BLOCK, _OURS = "transformer.h.{layer}", "blocks.{layer}"
 WEIGHT_NAMES: dict[str, str | Joined] = {
     "transformer.wte.weight": "embedding.weight",
     "transformer.wpe.weight": "position_embedding.weight",
-    **_norm("transformer.h.{layer}.ln_1", "blocks.{layer}.attention_norm"),
-    **_affine("transformer.h.{layer}.attn.c_attn", *(f"{_ATTENTION}.{part}" for part in ("query", "key", "value"))),
-    **_affine("transformer.h.{layer}.attn.c_proj", f"{_ATTENTION}.output"),
-    **_norm("transformer.h.{layer}.ln_2", "blocks.{layer}.feedforward_norm"),
-    **_affine("transformer.h.{layer}.mlp.c_fc", "blocks.{layer}.feedforward.up"),
-    **_affine("transformer.h.{layer}.mlp.c_proj", "blocks.{layer}.feedforward.down"),
-    **_norm("transformer.ln_f", "final_norm"),
+    **linear(f"{_BLOCK}.ln_1", f"{_OURS}.attention_norm"),
+    **linear(
+        f"{_BLOCK}.attn.c_attn", *(f"{_OURS}.attention.{part}" for part in ("query", "key", "value")), transpose=True
+    ),
+    **linear(f"{_BLOCK}.attn.c_proj", f"{_OURS}.attention.output", transpose=True),
+    **linear(f"{_BLOCK}.ln_2", f"{_OURS}.feedforward_norm"),
+    **linear(f"{_BLOCK}.mlp.c_fc", f"{_OURS}.feedforward.up", transpose=True),
+    **linear(f"{_BLOCK}.mlp.c_proj", f"{_OURS}.feedforward.down", transpose=True),
+    **linear("transformer.ln_f", "final_norm"),
     "lm_head.weight": "head.weight",
 }
 

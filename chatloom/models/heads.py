@@ -54,9 +54,14 @@ class ValueModel(nn.Module):
         nn.init.zeros_(self.value_head.bias)
 
     @classmethod
-    def from_reward_model(cls, reward_model: RewardModel, *, copy_head: bool) -> "ValueModel":
-        """InstructGPT's critic: a copy of the reward model (appendix C.4); its head too, or one of zeros."""
-        critic = cls(copy.deepcopy(reward_model.trunk))
+    def from_reward_model(
+        cls, reward_model: RewardModel, *, copy_head: bool, trunk: Decoder | None = None
+    ) -> "ValueModel":
+        """InstructGPT's critic: a copy of the reward model (appendix C.4); its head too, or one of zeros.
+
+        `trunk` is the copy of its trunk, where that is not simply one.
+        """
+        critic = cls(copy.deepcopy(reward_model.trunk) if trunk is None else trunk)
         if copy_head:
             with torch.no_grad():
                 critic.value_head.weight.copy_(reward_model.score_head.weight * reward_model.gain)

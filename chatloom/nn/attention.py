@@ -1,13 +1,14 @@
 """Multi-head attention (Vaswani et al. 2017, section 3.2), with grouped queries (Ainslie et al. 2023).
 
 The cache decides what is seen (`nn/cache.py`); this module only projects. Query, key and value projections are
-separate matrices, as the LLaMA checkpoints and adapters name them.
+separate matrices, as the LLaMA checkpoints and adapters name them. Some families normalise queries and keys per head
+before they are turned (Henry et al. 2020; Qwen3, Gemma 3).
 """
 
 from torch import Tensor, nn
 
-from chatloom.nn.cache import Cache
-from chatloom.nn.positions import rotate
+from chatloom.nn.cache import PLAIN, Cache, Rule
+from chatloom.nn.positions import Angles, rotate
 
 
 class Attention(nn.Module):
@@ -22,6 +23,9 @@ class Attention(nn.Module):
         head_width: int | None = None,
         bias: bool = False,
         output_bias: bool | None = None,
+        query_norm: nn.Module | None = None,
+        key_norm: nn.Module | None = None,
+        rule: Rule = PLAIN,
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
@@ -33,16 +37,21 @@ class Attention(nn.Module):
         self.output = nn.Linear(
             self.num_heads * self.head_width, width, bias=bias if output_bias is None else output_bias
         )
+        self.query_norm = query_norm
+        self.key_norm = key_norm
+        self.rule = rule
 
-    def forward(self, x: Tensor, layer: int, cache: Cache, angles: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, layer: int, cache: Cache, angles: Angles | None = None) -> Tensor:
         """(B, T, C) -> (B, T, C); `angles` are the rotary tables at the tokens' positions."""
         batch, time, _ = x.shape
         split = (batch, time, -1, self.head_width)
         query = self.query(x).view(split).transpose(1, 2)  # (B, H, T, D)
         key = self.key(x).view(split).transpose(1, 2)  # (B, G, T, D)
         value = self.value(x).view(split).transpose(1, 2)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
         if angles is not None:
             query, key = rotate(query, *angles), rotate(key, *angles)
-        seen = cache.attend(layer, query, key, value)  # (B, H, T, D)
+        seen = cache.attend(layer, query, key, value, rule=self.rule)  # (B, H, T, D)
         projected: Tensor = self.output(seen.transpose(1, 2).reshape(batch, time, -1))
         return projected

@@ -17,13 +17,13 @@ from torch import Tensor
 _BLOCK = 64  # queries; of 32, 64 and 128 the fastest for rows of 128 to 256 tokens
 
 
-def attend_blockwise(query: Tensor, key: Tensor, value: Tensor, floor: Tensor) -> Tensor:
-    """Causal attention (B, H, T, D) of tensors of that shape and one dtype.
+def attend_blockwise(query: Tensor, key: Tensor, value: Tensor, floor: Tensor, scale: float | None = None) -> Tensor:
+    """Causal attention (B, H, T, D) of tensors of that shape and one dtype; `scale` instead of 1 / sqrt(D).
 
-    `floor` (B or 1, 1, T, T) is added to the scores: 0 where a token is seen, -inf where not, and no row all -inf.
-    What lies above the diagonal counts as -inf and may not be read.
+    `floor` (B or 1, H or 1, T, T) is added to the scores: 0 (or a bias) where a token is seen, -inf where not, and no
+    row all -inf. What lies above the diagonal counts as -inf and may not be read.
     """
-    attended: Tensor = _Blockwise.apply(query, key, value, floor)  # type: ignore[no-untyped-call]
+    attended: Tensor = _Blockwise.apply(query, key, value, floor, scale)  # type: ignore[no-untyped-call]
     return attended
 
 
@@ -34,10 +34,11 @@ def _blocks(time: int) -> list[tuple[int, int]]:
 
 class _Blockwise(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, floor: Tensor) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, floor: Tensor, scale: float | None) -> Tensor:
         batch, heads, time, width = query.shape
         flat = (batch * heads, time, width)
-        query = (query * width**-0.5).reshape(flat)
+        ctx.scale = width**-0.5 if scale is None else scale
+        query = (query * ctx.scale).reshape(flat)
         key, value = key.reshape(flat), value.reshape(flat)
         attended = torch.empty_like(query)
         kept = []
@@ -63,5 +64,5 @@ class _Blockwise(torch.autograd.Function):
             to_scores = torch.bmm(own, value[:, :end].mT).sub_(mean[:, start:end]).mul_(probabilities)
             to_query[:, start:end] = torch.bmm(to_scores, key[:, :end])
             to_key[:, :end] += torch.bmm(to_scores.mT, query[:, start:end])
-        to_query *= query.shape[2] ** -0.5
-        return to_query.view(shape), to_key.view(shape), to_value.view(shape), None
+        to_query *= ctx.scale
+        return to_query.view(shape), to_key.view(shape), to_value.view(shape), None, None

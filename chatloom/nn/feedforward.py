@@ -1,33 +1,51 @@
-"""Position-wise feed-forward layers: the two-matrix kind of GPT-2 and the gated kind of LLaMA."""
+"""Position-wise feed-forward layers: the two-matrix kind of GPT-2 and the gated kind of LLaMA.
+
+`ACTIVATIONS` has the names that config files use. GPT-2's GELU is the tanh form (Hendrycks and Gimpel 2016, section 2).
+"""
+
+from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+_gelu_tanh = partial(F.gelu, approximate="tanh")
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_new": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "gelu_fast": _gelu_tanh,
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
 
-class GeluFeedForward(nn.Module):
-    """W2 gelu(W1 x), with GPT-2's tanh form of GELU (Hendrycks and Gimpel 2016, section 2)."""
 
-    def __init__(self, width: int, inner_width: int, *, bias: bool = True) -> None:
+class FeedForward(nn.Module):
+    """W2 activation(W1 x)."""
+
+    def __init__(self, width: int, inner_width: int, *, bias: bool = True, activation: str = "gelu_new") -> None:
         super().__init__()
         self.up = nn.Linear(width, inner_width, bias=bias)
         self.down = nn.Linear(inner_width, width, bias=bias)
+        self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        output: Tensor = self.down(F.gelu(self.up(x), approximate="tanh"))
+        output: Tensor = self.down(self.activation(self.up(x)))
         return output
 
 
 class SwiGLU(nn.Module):
-    """W_down(silu(W_gate x) * W_up x) (Shazeer 2020, eq. 5)."""
+    """W_down(silu(W_gate x) * W_up x) (Shazeer 2020, eq. 5); with GELU it is his GEGLU, which Gemma has."""
 
-    def __init__(self, width: int, inner_width: int, *, bias: bool = False) -> None:
+    def __init__(self, width: int, inner_width: int, *, bias: bool = False, activation: str = "silu") -> None:
         super().__init__()
         self.gate = nn.Linear(width, inner_width, bias=bias)
         self.up = nn.Linear(width, inner_width, bias=bias)
         self.down = nn.Linear(inner_width, width, bias=bias)
+        self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        output: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        output: Tensor = self.down(self.activation(self.gate(x)) * self.up(x))
         return output

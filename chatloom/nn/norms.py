@@ -12,20 +12,40 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + epsilon) * weight over the last axis, computed in fp32 as the families' own code does."""
+    """x / sqrt(mean(x^2) + epsilon) * weight over the last axis, computed in fp32 as the families' own code does.
 
-    def __init__(self, width: int, *, epsilon: float = 1e-5) -> None:
+    With an `offset` of 1 the factor is 1 + weight and the weight starts at zero (Gemma).
+    """
+
+    def __init__(self, width: int, *, epsilon: float = 1e-5, offset: float = 0.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight = nn.Parameter(torch.full((width,), 1.0 - offset))
         self.epsilon = epsilon
+        self.offset = offset
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
         wide, weight = x.float(), self.weight.float()
+        if self.offset:
+            weight = weight + self.offset
         if x.device.type != "cpu":
             return nn.functional.rms_norm(wide, weight.shape, weight, self.epsilon).to(x.dtype)
         normalised: Tensor = _RMSNorm.apply(wide, weight, self.epsilon)  # type: ignore[no-untyped-call]
         return normalised.to(x.dtype)
+
+
+class LayerNormPerHead(nn.Module):
+    """LayerNorm over each head of (B, H, T, D), without biases and with weights of its own for every head."""
+
+    def __init__(self, num_heads: int, width: int, *, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=epsilon, bias=False) for _ in range(num_heads))
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, T, D) -> (B, H, T, D)."""
+        weights = torch.stack([norm.get_parameter("weight") for norm in self.norms])[:, None]  # (H, 1, D)
+        return nn.functional.layer_norm(x, x.shape[-1:], eps=self.epsilon) * weights.to(x.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):

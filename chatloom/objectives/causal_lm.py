@@ -32,12 +32,19 @@ def causal_lm(model: nn.Module, batch: dict[str, Tensor]) -> Loss:
         batch: tokens (B, T) int64; targets (B, T) int64 with -100 where not counted; documents (B, T) if packed.
 
     Returns:
-        total in nats, weight the number of targets, metrics `accuracy` (the target was the likeliest token).
+        total in nats, weight the number of targets, metrics `accuracy` (the target was the likeliest token). To the
+        total of a mixture of experts in training its router's loss is added, once for every target.
     """
     network: Any = model
-    hidden = network.hidden(batch["tokens"], documents=batch.get("documents"))  # (B, T, C)
+    documents = batch.get("documents")
+    hidden = network.hidden(batch["tokens"], documents=documents)  # (B, T, C)
     counted = batch["targets"] != IGNORED
-    return cross_entropy(network, hidden[counted], batch["targets"][counted])
+    loss = cross_entropy(network, hidden[counted], batch["targets"][counted])
+    router = network.router_loss(documents) if hasattr(network, "router_loss") else None
+    if router is None:
+        return loss
+    metrics = {**loss.metrics, "router/loss": (router.detach() * loss.weight, loss.weight)}
+    return Loss(loss.total + router * loss.weight, loss.weight, metrics)
 
 
 def cross_entropy(network: Any, hidden: Tensor, targets: Tensor) -> Loss:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from chatloom import runtime
+from chatloom import adapters, runtime
 from chatloom.chat.message import Conversation
 from chatloom.chat.render import ChatFormat
 from chatloom.data.pack import Sample, pack, truncate
@@ -119,7 +119,7 @@ class RewardModelReward:
         assert len(samples) == len(conversations), "every response has a token"
         longest = max(map(len, samples))
         length = self.row_length or fitting_row_length(longest, self.model.trunk.config.context_length)
-        batch = pack(samples, max(length, longest), pad=self.chat.tokenizer.pad, rows_multiple=8)
+        batch = pack(samples, max(length, longest), pad=self.chat.tokenizer.filler, rows_multiple=8)
         documents = batch["documents"]
         if not self.read_prompt:
             documents = documents * 2 + batch["reply"]
@@ -176,8 +176,12 @@ def initialise_reward_head(model: RewardModel, config: RewardModelConfig) -> Non
 
 
 def critic_from(reward_model: RewardModel, init: ValueHeadInit) -> ValueModel:
-    """A critic with the reward model's trunk (InstructGPT, appendix C.4) and the head that `init` says (detail 10)."""
-    return ValueModel.from_reward_model(reward_model, copy_head=init == "reward_model")
+    """A critic with the reward model's trunk (InstructGPT, appendix C.4) and the head that `init` says (detail 10).
+
+    What of the trunk is frozen, as under an adapter, is shared and not copied.
+    """
+    trunk = adapters.shared(reward_model.trunk)
+    return ValueModel.from_reward_model(reward_model, copy_head=init == "reward_model", trunk=trunk)
 
 
 def token_rewards(

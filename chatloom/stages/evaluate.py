@@ -33,7 +33,6 @@ from chatloom.rl.rollout import fitting_row_length, pack_episodes
 from chatloom.stages.lineage import lineage_of, resources_of
 from chatloom.stages.run import Run, open_run, read_manifest
 from chatloom.tasks import Example, Grade, Labeler, get_task
-from chatloom.tokenizers.bpe import Tokenizer
 from chatloom.train.metrics import read_metrics
 from chatloom.train.progress import progress
 
@@ -178,7 +177,7 @@ def run(config: Config) -> results.Results:
 def _check_tokenizers(config: Config, sft: checkpoint.Pretrained) -> None:
     """ValueError unless the aligned models have SFT's vocabulary: KL is between distributions over one."""
     for name, folder in (("ppo", config.ppo), ("ppo_ptx", config.ppo_ptx)):
-        if folder is not None and Tokenizer.load(folder).digest() != sft.tokenizer.digest():
+        if folder is not None and checkpoint.load_chat(folder).tokenizer.digest() != sft.tokenizer.digest():
             raise ValueError(
                 f"--{name.replace('_', '-')} {folder} and --model {config.model} have different tokenizers, so there "
                 "is no KL between them; give the model that it was aligned from"
@@ -261,7 +260,7 @@ def _kl_from_sft(evaluation: _Evaluation, model: Decoder, answers: Sequence[Answ
     rollouts = [answer.rollout for answer in answers]
     config = evaluation.config
     length = fitting_row_length(max(map(len, rollouts)), model.config.context_length)
-    episodes = pack_episodes(rollouts, row_length=length, pad=evaluation.sft.tokenizer.pad)
+    episodes = pack_episodes(rollouts, row_length=length, pad=evaluation.sft.tokenizer.filler)
     options = {"temperature": config.temperature or 1.0, "microbatch_rows": 32, "dtype": config.dtype}
     ours = scoring.logprobs(model, episodes, **options)  # type: ignore[arg-type]
     theirs = scoring.logprobs(evaluation.sft.model, episodes, **options)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What the offline stages share: the loader's options, a held-out loss, and training with a bar and saves."""
+"""What the stages share: adapters, the loader's options, a held-out loss, and training with a bar and saves."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -7,9 +7,11 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from chatloom import runtime
+from chatloom import adapters, models, runtime
+from chatloom.adapters import AdapterConfig
 from chatloom.chat.render import ChatFormat
 from chatloom.data.sources import Loaded
+from chatloom.models import Decoder
 from chatloom.objectives import Batch, Objective
 from chatloom.stages.run import Run
 from chatloom.tokenizers.bpe import Tokenizer
@@ -23,6 +25,22 @@ _MOST_HELD_OUT = 500
 _DOCUMENTS_AT_ONCE = 1_000
 
 
+def adapt(stage: Run, model: Decoder, adaptation: AdapterConfig, *, base: str) -> None:
+    """Put the adapter on a model that was opened from `base`, if there is to be one.
+
+    ValueError for a model that has virtual tokens already: they cannot be merged, so nothing can be trained on top.
+    """
+    if adapters.is_adapted(model):
+        raise ValueError(
+            f"{base} is a model with virtual tokens before its text, which cannot be trained further; "
+            "start from its base model, or use an adapter of kind lora"
+        )
+    adapters.attach(model, adaptation, names=models.stored_names(model))
+    if adaptation.adapter is not None:
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        stage.say(f"{adaptation.adapter}: {trained:,} of {models.num_parameters(model):,} parameters are trained")
+
+
 def loader_options(train: TrainConfig, chat: ChatFormat, context_length: int) -> dict[str, Any]:
     """What every loader is given: sizes, seed, padding and ranks. ValueError for rows beyond the context."""
     row_length = train.row_length or context_length
@@ -33,7 +51,7 @@ def loader_options(train: TrainConfig, chat: ChatFormat, context_length: int) ->
         "batch_rows": train.batch_rows,
         "row_length": row_length,
         "seed": train.seed,
-        "pad": tokenizer.pad if tokenizer.pad_token is not None else 0,
+        "pad": tokenizer.filler,
         "rank": runtime.rank(),
         "world_size": runtime.world_size(),
     }
@@ -41,7 +59,7 @@ def loader_options(train: TrainConfig, chat: ChatFormat, context_length: int) ->
 
 def encoded_documents(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
     """Documents as tokens, begin-of-text first and end-of-text last where the tokenizer has them."""
-    begin = [] if tokenizer.bos_token is None else [tokenizer.bos]
+    begin = tokenizer.document_start
     end = [] if tokenizer.eos_token is None else [tokenizer.eos]
     while batch := list(islice(texts, _DOCUMENTS_AT_ONCE)):
         for tokens in tokenizer.encode_batch(batch):

@@ -1,31 +1,33 @@
 """Reinforcement learning from human feedback (Ouyang et al. 2022, section 3.5 and appendix C.4): PPO and PPO-ptx.
 
 The policy starts as the fine-tuned model and is held near it by a KL penalty; the critic starts as the reward model.
+With `--adapter` and a reward model that is an adapter of the same base, policy, reference, reward model and critic
+are one set of weights and three adapters: the reference is the policy without its adapter.
 With `--ptx-data` every update also learns from pretraining text, which undoes most of what alignment costs elsewhere
 (the alignment tax). Where prompts come from a task, its gold score is written down beside the reward model's: the
 reward is never told, but over-optimisation can be seen.
 """
 
-import copy
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import torch
 
-from chatloom import checkpoint, runtime
+from chatloom import adapters, checkpoint, runtime
+from chatloom.adapters import AdapterConfig
 from chatloom.chat.message import Conversation
 from chatloom.chat.render import ChatFormat
 from chatloom.data.pack import Batch, pack, pieces
 from chatloom.data.preference import read_prompts
 from chatloom.data.sources import read_texts
 from chatloom.engine.engine import Engine
-from chatloom.models import Decoder
+from chatloom.models import Decoder, RewardModel, ValueModel
 from chatloom.rl import training
 from chatloom.rl.config import PPOConfig
 from chatloom.rl.loop import PPO
 from chatloom.rl.rewards import RewardModelReward, TaskReward, critic_from
-from chatloom.stages.fit import encoded_documents, loader_options
+from chatloom.stages.fit import adapt, encoded_documents, loader_options
 from chatloom.stages.run import Run, open_run
 from chatloom.tasks import Example, get_task
 from chatloom.train.metrics import MetricsLog, read_metrics
@@ -75,6 +77,8 @@ class Config:
     # Task whose gold score is logged, if the prompts' records carry its examples. None: none is.
     gold_task: str | None = None
     ppo: PPOConfig = field(default_factory=PPOConfig)
+    # Of the policy, and of the critic unless the reward model is an adapter, which it then goes on with.
+    adaptation: AdapterConfig = field(default_factory=AdapterConfig)
     # Number type of rollouts.
     rollout_dtype: str = "fp32"
     # What PPO's options do not say about training: dtype, saving, seed, gradient_checkpointing, clip_norm.
@@ -87,6 +91,8 @@ class Config:
                 raise ValueError(f"{name} would be ignored by PPO: {instead}")
         if self.train.dropout and self.ppo.dropout_off:
             raise ValueError("dropout would be ignored by PPO: it needs --no-dropout-off")
+        if self.adaptation.adapter_dropout and self.ppo.dropout_off:
+            raise ValueError("adapter_dropout would make the ratio of a policy to itself differ from 1; leave it at 0")
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -102,7 +108,8 @@ def run(config: Config) -> dict[str, Any]:
     device = runtime.pick_device()
     pretrained = checkpoint.load_pretrained(config.model, dtype="fp32", device=device)
     policy, chat = pretrained.model, pretrained.chat
-    rewarded = checkpoint.load_reward(config.reward, dtype="fp32", device=device)
+    rewarded = _reward_model(stage, config, policy, device)
+    adapt(stage, policy, config.adaptation, base=config.model)
     if rewarded.chat.tokenizer.digest() != chat.tokenizer.digest():
         raise ValueError(
             f"{config.reward} and {config.model} have different tokenizers; train the reward model from it"
@@ -121,7 +128,7 @@ def run(config: Config) -> dict[str, Any]:
         run_folder=stage.folder,
     )
     critic = Trainer(
-        critic_from(rewarded.model, ppo_config.value_head_init).to(device),
+        _critic(stage, config, rewarded.model).to(device),
         training.critic_objective(ppo_config),
         training.critic_training(ppo_config, base=config.train),
         total_steps=training.num_updates(ppo_config, of="critic"),
@@ -131,7 +138,7 @@ def run(config: Config) -> dict[str, Any]:
         ppo_config,
         actor=actor,
         critic=critic,
-        reference=_frozen_copy(policy),
+        reference=_reference(policy),
         reward=reward,
         engine=Engine(policy, chat.tokenizer, max_batch=256, autocast=config.rollout_dtype),
         chat=chat,
@@ -144,12 +151,37 @@ def run(config: Config) -> dict[str, Any]:
     metrics = _iterate(stage, config, loop, gold)
     if actor.ema is not None:
         actor.ema.copy_to_model()
-    stage.save_model(policy, chat)
+    stage.save_model(policy, chat, base=config.model, adaptation=config.adaptation)
     return stage.finish(**metrics)
 
 
-def _frozen_copy(policy: Decoder) -> Decoder:
-    reference = copy.deepcopy(policy)
+def _reward_model(stage: Run, config: Config, policy: Decoder, device: torch.device) -> checkpoint.PretrainedReward:
+    """The reward model; where it is an adapter of the policy's base and the policy is to be one too, on its weights."""
+    if config.adaptation.adapter is None:
+        return checkpoint.load_reward(config.reward, dtype="fp32", device=device)
+    policy.requires_grad_(False)
+    if checkpoint.is_adapter_of(config.reward, config.model):
+        return checkpoint.load_reward(config.reward, dtype="fp32", device=device, trunk=adapters.shared(policy))
+    stage.say(f"{config.reward} is not an adapter of {config.model}, so the reward model has weights of its own")
+    rewarded = checkpoint.load_reward(config.reward, dtype="fp32", device=device)
+    rewarded.model.requires_grad_(False)
+    return rewarded
+
+
+def _critic(stage: Run, config: Config, rewarded: RewardModel) -> ValueModel:
+    """The critic, which goes on with the reward model's adapter, or gets one on the reward model's weights."""
+    critic = critic_from(rewarded, config.ppo.value_head_init)
+    rewarded.requires_grad_(False)
+    if config.adaptation.adapter is not None and not adapters.is_adapted(critic.trunk):
+        adapt(stage, critic.trunk, config.adaptation, base=config.reward)
+    return critic
+
+
+def _reference(policy: Decoder) -> Decoder:
+    """The policy as it is now, for good: what is frozen anyway is shared, and LoRA, which changes nothing yet, off."""
+    reference = adapters.shared(policy)
+    if adapters.is_adapted(reference) and reference.prefix is None:
+        adapters.detach(reference)
     reference.requires_grad_(False)
     return reference
 

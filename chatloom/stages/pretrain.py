@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from chatloom import checkpoint, models, runtime
+from chatloom.adapters import AdapterConfig
 from chatloom.chat.render import ChatFormat
 from chatloom.chat.templates import ChatTemplate
 from chatloom.data.loader import Loader
@@ -19,7 +20,7 @@ from chatloom.data.store import TokenStore, write_store
 from chatloom.evals.likelihood import bits_per_byte
 from chatloom.models import Decoder
 from chatloom.objectives.causal_lm import causal_lm
-from chatloom.stages.fit import encoded_documents, fit, loader_options
+from chatloom.stages.fit import adapt, encoded_documents, fit, loader_options
 from chatloom.stages.run import Run, open_run
 from chatloom.tokenizers.bpe import Tokenizer
 from chatloom.train.train_config import TrainConfig
@@ -37,7 +38,7 @@ class Config:
     output_dir: str
     # Folder of the tokenizer (`chatloom tokenizer`). Not needed when `model` is a folder.
     tokenizer: str | None = None
-    # FAMILY/SIZE such as llama/mini or gpt2/124M, or a model folder to go on from.
+    # FAMILY/SIZE such as llama/mini or gpt2/124M (docs/families.md has all), or a model folder to go on from.
     model: str = "llama/mini"
     # Changes to that size. None: as the size says.
     num_layers: int | None = None
@@ -80,6 +81,7 @@ def run(config: Config) -> dict[str, Any]:
         return stage.results
     runtime.seed_everything(config.train.seed)
     model, chat = _model(config)
+    adapt(stage, model, AdapterConfig(), base=config.model)
     options = loader_options(config.train, chat, model.config.context_length)
     store, held_out = _tokenise(stage, config, chat.tokenizer)
     loader = Loader(store, **options)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chatloom import checkpoint, runtime
+from chatloom.adapters import AdapterConfig
 from chatloom.chat.message import Conversation, Message
 from chatloom.chat.render import ChatFormat
 from chatloom.data.loader import Group, GroupLoader
@@ -18,7 +19,7 @@ from chatloom.models import RewardModel
 from chatloom.objectives.reward import normalise, reward_objective
 from chatloom.rl.config import RewardModelConfig
 from chatloom.rl.rewards import RewardModelReward, initialise_reward_head, scored_samples
-from chatloom.stages.fit import fit, loader_options, mean_loss, split_off
+from chatloom.stages.fit import adapt, fit, loader_options, mean_loss, split_off
 from chatloom.stages.run import open_run
 from chatloom.train.train_config import TrainConfig
 
@@ -45,6 +46,7 @@ class Config:
     # Passes over the data.
     epochs: int = 1
     head: RewardModelConfig = field(default_factory=RewardModelConfig)
+    adaptation: AdapterConfig = field(default_factory=AdapterConfig)
     # `batch_rows` is the number of prompts of an update, each with all its answers.
     train: TrainConfig = field(default_factory=_defaults)
 
@@ -68,6 +70,7 @@ def run(config: Config) -> dict[str, Any]:
     device = runtime.pick_device()
     pretrained = checkpoint.load_pretrained(config.model, dtype="fp32", device=device)
     chat = pretrained.chat
+    adapt(stage, pretrained.model, config.adaptation, base=config.model)
     model = RewardModel(pretrained.model).to(device)
     initialise_reward_head(model, config.head)
     comparisons, held_out = _read(config)
@@ -93,7 +96,7 @@ def run(config: Config) -> dict[str, Any]:
     metrics = fit(stage, model, objective, loader, config.train, total_steps=len(loader), evaluate=evaluate)
     if config.head.normalise_after:
         _normalise(model, comparisons, chat, config.train)
-    stage.save_model(model, chat)
+    stage.save_model(model, chat, base=config.model, adaptation=config.adaptation)
     return stage.finish(num_comparisons=len(comparisons), reward_gain=model.gain, reward_bias=model.bias, **metrics)
 
 

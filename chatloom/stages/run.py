@@ -20,19 +20,25 @@ from rich.console import Console
 from rich.markup import escape
 
 import chatloom
-from chatloom import checkpoint, runtime
+from chatloom import adapters, catalogue, checkpoint, runtime
 from chatloom import config as configuration
+from chatloom.adapters import AdapterConfig
+from chatloom.adapters import files as adapter_files
 from chatloom.chat.render import ChatFormat
+from chatloom.checkpoint import file_digest
 from chatloom.models import Decoder, RewardModel
 
 MANIFEST = "manifest.json"
+# Inputs that are models, so that names of the catalogue and hub ids may stand for them.
+MODELS = ("model", "base", "reward", "ppo", "ppo_ptx")
 # Where a run lies, and how it is shown, does not make it another run.
 _FREE_FIELDS = ("output_dir", "log_every_steps", "tensorboard", "keep_checkpoints", "save_every_steps")
 # What stands for a folder in the lineage: a model's weights, or a tokenizer where there is no model.
-_PRODUCTS = (checkpoint.WEIGHTS, "tokenizer.json")
+_PRODUCTS = (checkpoint.WEIGHTS, adapter_files.WEIGHTS, "tokenizer.json")
 # What a kill in the middle of a write leaves in a run folder: `.NAME.RANDOM`.
 _WRITTEN = (
     *(MANIFEST, checkpoint.CONFIG, checkpoint.WEIGHTS, checkpoint.TEMPLATE, "generation_config.json"),
+    *(adapter_files.CONFIG, adapter_files.WEIGHTS, adapter_files.BASE),
     *("tokenizer.json", "tokenizer_config.json", "metrics.jsonl", "report.json", "report.html", "tokens"),
 )
 
@@ -57,10 +63,28 @@ class Run:
         """What `finish` was given."""
         return dict(self.manifest.get("results", {}))
 
-    def save_model(self, model: Decoder | RewardModel, chat: ChatFormat) -> None:
-        """Write the final model at the run's root."""
+    def save_model(
+        self,
+        model: Decoder | RewardModel,
+        chat: ChatFormat,
+        *,
+        base: str | None = None,
+        adaptation: AdapterConfig | None = None,
+    ) -> None:
+        """Write the final model at the run's root; of an adapted model the adapter alone, unless it is to be merged.
+
+        `base` is what the model was opened from.
+        """
+        trunk = model.trunk if isinstance(model, RewardModel) else model
+        if adaptation is not None and adaptation.adapter_merge:
+            adapters.merge(trunk)
+            adapters.detach(trunk)
         if runtime.is_main():
-            checkpoint.save_pretrained(self.folder, model, chat)
+            if adapters.is_adapted(trunk):
+                assert base is not None
+                checkpoint.save_adapter(self.folder, model, chat, base=base)
+            else:
+                checkpoint.save_pretrained(self.folder, model, chat)
         runtime.barrier()
 
     def say(self, message: str) -> None:
@@ -105,7 +129,8 @@ def open_run(stage: str, config: Any, *, inputs: dict[str, str | Path | None]) -
     Args:
         stage: the stage's name.
         config: its frozen config, with an `output_dir`.
-        inputs: what the stage reads, by role (`data`, `model`, `tokenizer`, ...): files, or folders; None is left out.
+        inputs: what the stage reads, by role (`data`, `model`, `tokenizer`, ...): files, folders, or for the roles in
+            `MODELS` whatever `chatloom.load` opens; None is left out.
 
     Raises:
         ValueError: an input does not exist; the folder holds something else, another stage's run, or this stage's run
@@ -114,17 +139,15 @@ def open_run(stage: str, config: Any, *, inputs: dict[str, str | Path | None]) -
     folder = Path(config.output_dir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output-dir {folder} is a file; name a new folder")
-    for role, path in inputs.items():
-        if path is not None and not Path(path).exists():
-            raise ValueError(f"--{role.replace('_', '-')}: there is no file or folder {str(path)!r}")
-    digests = {role: _input_digest(Path(path)) for role, path in inputs.items() if path is not None}
+    places = {role: _place(role, path) for role, path in inputs.items() if path is not None}
+    digests = {role: _input_digest(path) for role, path in places.items()}
     fresh: dict[str, Any] = {
         "chatloom": chatloom.__version__,
         "stage": stage,
         "status": "running",
         "config": configuration.to_dict(config),
         "inputs": {role: {"path": str(inputs[role]), "digest": digest} for role, digest in digests.items()},
-        "lineage": _lineage([Path(path) for path in inputs.values() if path is not None]),
+        "lineage": _lineage(list(places.values())),
     }
     found = read_manifest(folder)
     content = [] if not folder.is_dir() else [path.name for path in folder.iterdir() if path.name[0] != "."]
@@ -155,6 +178,19 @@ def _lock(folder: Path) -> FileLock | None:
     except Timeout as error:
         raise ValueError(f"another process is at work in {folder}; wait for it, or name another folder") from error
     return lock
+
+
+def _place(role: str, given: str | Path) -> Path:
+    """Where an input lies. ValueError, naming its option, if nowhere."""
+    option = f"--{role.replace('_', '-')}"
+    if role not in MODELS:
+        if not Path(given).exists():
+            raise ValueError(f"{option}: there is no file or folder {str(given)!r}")
+        return Path(given)
+    try:
+        return catalogue.resolve(given)
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from error
 
 
 def _sweep(folder: Path) -> None:
@@ -243,9 +279,3 @@ def _input_digest(path: Path) -> str:
     files = sorted(file for file in path.rglob("*") if file.is_file())
     text = "".join(f"{file.relative_to(path)} {file_digest(file)}\n" for file in files)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def file_digest(path: Path) -> str:
-    """The first sixteen hex digits of a file's SHA-256."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from chatloom import checkpoint, runtime
+from chatloom.adapters import AdapterConfig
 from chatloom.chat.message import Conversation
 from chatloom.chat.render import ChatFormat, TrainOn
 from chatloom.chat.templates import ChatTemplate
@@ -18,7 +19,7 @@ from chatloom.data.loader import Loader
 from chatloom.data.pack import Sample, pieces
 from chatloom.data.sources import read_texts
 from chatloom.objectives.causal_lm import causal_lm
-from chatloom.stages.fit import encoded_documents, fit, loader_options, mean_loss, split_off
+from chatloom.stages.fit import adapt, encoded_documents, fit, loader_options, mean_loss, split_off
 from chatloom.stages.run import open_run
 from chatloom.train.train_config import TrainConfig
 
@@ -50,6 +51,7 @@ class Config:
     pretraining_ratio: float = 0.1
     # Learn every reply of a conversation, or only its last.
     train_on: TrainOn = "all"
+    adaptation: AdapterConfig = field(default_factory=AdapterConfig)
     train: TrainConfig = field(default_factory=_defaults)
 
     def __post_init__(self) -> None:
@@ -74,6 +76,7 @@ def run(config: Config) -> dict[str, Any]:
     runtime.seed_everything(config.train.seed)
     pretrained = checkpoint.load_pretrained(config.model, dtype="fp32", device=runtime.pick_device())
     model, chat = pretrained.model, _chat(config, pretrained.chat)
+    adapt(stage, model, config.adaptation, base=config.model)
     conversations, held_out = _read(config)
     for note in conversations.notes:
         stage.say(note)
@@ -92,7 +95,7 @@ def run(config: Config) -> dict[str, Any]:
         return mean_loss(model, causal_lm, validation, config.train, prefix="validation")
 
     metrics = fit(stage, model, causal_lm, loader, config.train, total_steps=len(loader), evaluate=evaluate)
-    stage.save_model(model, chat)
+    stage.save_model(model, chat, base=config.model, adaptation=config.adaptation)
     return stage.finish(num_conversations=len(conversations), **metrics)
 
 

@@ -4,9 +4,12 @@ Every matrix is drawn, also those that a fresh model starts at zero: a test of t
 attention adds nothing would pass whatever the cache does.
 """
 
+from dataclasses import fields, replace
+from typing import Any
+
 import torch
 
-from chatloom.models import llama
+from chatloom.models import family, llama
 
 VOCAB_SIZE = 272  # of `testing.tokenizer.byte_tokenizer`
 
@@ -38,3 +41,22 @@ def tiny_llama(
             else:
                 parameter.copy_(drawn / parameter.shape[1] ** 0.5)
     return model
+
+
+def tiny_config(name: str, **changes: Any) -> Any:
+    """The smallest config of a family that has all its parts: two layers, grouped queries, a window of 5."""
+    config = family(name).SIZES["mini"]
+    sizes = {
+        "vocab_size": 320,
+        "context_length": 64,
+        "num_layers": 2,
+        "width": 32,
+        "num_heads": 4,
+        "inner_width": 48,
+        "num_key_value_heads": 2,
+        "rotary_width": 4,
+        "tie_embeddings": False,
+        "window": 5,
+    }
+    known = {field.name for field in fields(config)}
+    return replace(config, **{size: value for size, value in sizes.items() if size in known} | changes)

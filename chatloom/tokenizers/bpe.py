@@ -140,9 +140,35 @@ class Tokenizer:
         return self._number("pad", self.pad_token)
 
     @property
+    def filler(self) -> int:
+        """What fills rows: `pad`, or 0 in a tokenizer without one. Nothing ever looks at it, so any token would do."""
+        return 0 if self.pad_token is None else self.pad
+
+    @property
     def end_of_turn(self) -> int:
         """The token that ends a turn: our own, or in a folder that lacks it the eos that the folder declares."""
         return self._number("end_of_turn", self.end_of_turn_token)
+
+    @property
+    def serialized(self) -> str:
+        """The text of tokenizer.json."""
+        return self._serialized
+
+    @cached_property
+    def document_start(self) -> list[int]:
+        """The tokens that begin a text which is not a conversation: begin-of-text, or none.
+
+        Our own tokenizers have it. Of others tokenizer_config.json (`add_bos_token`) or tokenizer.json decides: many
+        chat models declare a bos that no text of theirs begins with.
+        """
+        if self.bos_token is None:
+            return []
+        declared = self._config.get("add_bos_token")
+        if self.bos_token == BEGIN_OF_TEXT and END_OF_TURN in self._special:
+            declared = True
+        if declared is None:
+            declared = self._parsing.encode("", add_special_tokens=True).ids[:1] == [self.bos]
+        return [self.bos] if declared else []
 
     def token(self, number: int) -> str:
         """Return the text of one token as a reader would see it, special tokens included."""

@@ -58,10 +58,14 @@ def _put_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def weights_of(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters, tied ones once, and the buffers that belong to the model's state."""
+    """Trained parameters, tied ones once, and the buffers that belong to the model's state.
+
+    What is frozen is the base's, which the run is opened with again.
+    """
     kept = module.state_dict().keys()
     buffers = {name: buffer for name, buffer in module.named_buffers() if name in kept}
-    return {**{name: parameter.detach() for name, parameter in module.named_parameters()}, **buffers}
+    trained = {name: parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad}
+    return {**trained, **buffers}
 
 
 @torch.no_grad()

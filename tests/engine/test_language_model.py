@@ -41,7 +41,7 @@ def test_nothing_there_says_what_is_accepted(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no .*runs/quickstart/ppo.*Hugging Face"):
         load(tmp_path / "nowhere")
     (tmp_path / "file.gguf").write_bytes(b"x")
-    with pytest.raises(ValueError, match="is a file"):
+    with pytest.raises(ValueError, match="is no GGUF file"):
         load(tmp_path / "file.gguf")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"config\.json"):

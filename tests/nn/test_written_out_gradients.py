@@ -87,14 +87,14 @@ def test_one_cache_may_see_rows_of_another_length() -> None:
 
 
 def test_gradient_of_a_rotation() -> None:
-    cosines, sines = Rotary(8, 16).at(torch.tensor([[0, 1, 5, 2]]))
+    cosines, sines, _ = Rotary(8, 16).at(torch.tensor([[0, 1, 5, 2]]))
     x = drawn(1, 2, 4, 8)
     assert torch.autograd.gradcheck(lambda x: rotate(x, cosines.double(), sines.double()), (x,))
 
 
 def test_a_rotation_keeps_lengths_and_turns_by_the_angle() -> None:
     # Two channels are one pair: position 3 turns (1, 0) by 3 radians.
-    cosines, sines = Rotary(2, 8).at(torch.tensor([[3]]))
+    cosines, sines, _ = Rotary(2, 8).at(torch.tensor([[3]]))
     turned = rotate(torch.tensor([[[[1.0, 0.0]]]]), cosines, sines)
     torch.testing.assert_close(turned.flatten(), torch.tensor([-0.98999250, 0.14112001]))
 

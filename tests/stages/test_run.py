@@ -90,11 +90,12 @@ def test_inputs_are_known_by_content(config: Config, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"begun with another data: .*data.txt has changed since"):
         start(config)
     Path(config.data).write_text("hello")
+    (tmp_path / "model").mkdir()
     with pytest.raises(ValueError, match="it had no model, now"):
-        start(replace(config, model=config.data))
-    with_model = replace(config, model=config.data, output_dir=str(tmp_path / "second"))
+        start(replace(config, model=str(tmp_path / "model")))
+    with_model = replace(config, model=str(tmp_path / "model"), output_dir=str(tmp_path / "second"))
     start(with_model)
-    with pytest.raises(ValueError, match=r"model was .*data.txt', is now None"):
+    with pytest.raises(ValueError, match=r"model was .*model', is now None"):
         start(replace(with_model, model=None))
 
 

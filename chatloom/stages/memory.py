@@ -1,0 +1,221 @@
+"""How much memory a model takes to use and to train, known before anything is launched.
+
+The estimate is a rehearsal: the same model, objective and number of tokens run on tensors that have shapes but no
+numbers (torch's fake tensors), and what would be alive at each moment is added up. So no formula has to be kept in step
+with the families, and a 7B model is rehearsed on a laptop. Tests measure real steps with the same count (`LiveBytes`).
+
+Counted are tensors: weights, gradients, Adam's two averages, activations, caches, logits. Not counted are Python and
+torch themselves (about 0.3 GB), what the allocator leaves unused, and the data. Every token is taken to count in the
+loss, which is the most that it can be.
+"""
+
+import contextlib
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from chatloom import models, runtime
+from chatloom.models import Decoder, DecoderConfig, RewardModel, ValueModel
+from chatloom.objectives import Loss, ppo
+from chatloom.objectives.causal_lm import cross_entropy
+
+LORA_RANK = 16
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of all tensors that operations under it make, while they live; `peak` is the most at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._alive: dict[int, Any] = {}
+
+    def watch(self, module: nn.Module) -> None:
+        """Count a module's weights and buffers, which were there before."""
+        for tensor in (*module.parameters(), *module.buffers()):
+            self._add(tensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for each in tree_leaves(result):
+            if isinstance(each, Tensor):
+                self._add(each)
+        return result
+
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        if key in self._alive:
+            return
+        num_bytes = storage.nbytes()
+        self._alive[key] = weakref.finalize(storage, self._remove, key, num_bytes)
+        self.now += num_bytes
+        self.peak = max(self.peak, self.now)
+
+    def _remove(self, key: int, num_bytes: int) -> None:
+        self.now -= num_bytes
+        self._alive.pop(key, None)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak bytes of each use at a batch of rows of a length; training in fp32 weights."""
+
+    inference: int
+    sft: int
+    lora: int
+    ppo: int
+
+
+def estimate(config: DecoderConfig, *, rows: int, length: int, weights_dtype: torch.dtype, dtype: str) -> Memory:
+    """Rehearse all four.
+
+    Args:
+        config: the model's.
+        rows: rows of a micro-batch, or conversations answered at a time.
+        length: tokens of a row, or of a conversation with its answer.
+        weights_dtype: of the weights when the model is used; training keeps them fp32.
+        dtype: of the matrix products in training, "fp32" or "bf16".
+    """
+    return Memory(
+        inference(config, rows=rows, length=length, dtype=weights_dtype),
+        supervised(config, rows=rows, length=length, dtype=dtype),
+        supervised(config, rows=rows, length=length, dtype=dtype, lora_rank=LORA_RANK),
+        reinforced(config, rows=rows, length=length, dtype=dtype),
+    )
+
+
+@contextlib.contextmanager
+def _rehearsal() -> Iterator[LiveBytes]:
+    state = torch.get_rng_state()
+    with FakeTensorMode(), LiveBytes() as live:
+        yield live
+    torch.set_rng_state(state)
+
+
+# --- the four uses ----------------------------------------------------------------------------------------------
+
+
+def inference(config: DecoderConfig, *, rows: int, length: int, dtype: torch.dtype) -> int:
+    """Weights, the cache of keys and values, and what the prefill of prompts that nearly fill the rows takes; bytes."""
+    with _rehearsal() as live, torch.no_grad():
+        model = _built(config, dtype).eval()
+        weights = live.peak = live.now
+        last = model.hidden(_tokens(rows, length))[:, -1]
+        prefill = live.peak - weights
+        live.peak = live.now
+        model.logits(last).float()
+        sampling = live.peak - weights + rows * config.vocab_size * 4  # and the probabilities
+    size = torch.finfo(dtype).bits // 8
+    cache = 2 * config.num_layers * rows * config.num_key_value_heads * length * config.head_width * size
+    mask = rows * length * length  # who sees whom, a byte each: prompts need not be of one length
+    return weights + cache + max(prefill + mask, sampling)
+
+
+def supervised(config: DecoderConfig, *, rows: int, length: int, dtype: str, lora_rank: int | None = None) -> int:
+    """An update of all weights, or of low-rank adapters of every matrix in the blocks (Hu et al. 2021); bytes."""
+    with _rehearsal() as live:
+        model = models.build(config)
+        if lora_rank is not None:
+            add_low_rank(model, lora_rank)
+        kept = _averages(model)
+        live.peak = live.now
+        tokens = _tokens(rows, length)
+        with runtime.autocast(torch.device("cpu"), dtype):
+            hidden = model.hidden(tokens, documents=torch.ones_like(tokens)).flatten(0, 1)
+            loss = cross_entropy(model, hidden, tokens.flatten())
+        del hidden
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        del kept
+        return live.peak
+
+
+def reinforced(config: DecoderConfig, *, rows: int, length: int, dtype: str) -> int:
+    """PPO's four networks of one size: policy and critic in training, reference and reward model at rest; bytes."""
+    rollout = inference(config, rows=rows, length=length, dtype=torch.float32)
+    weights_of_one = 4 * sum(each.numel() for each in _shapes(config).parameters())
+    with _rehearsal() as live:
+        policy = models.build(config)
+        critic = ValueModel(models.build(config))
+        resting = [models.build(config), RewardModel(models.build(config))]
+        kept = [*_averages(policy), *_averages(critic)]
+        at_rest = live.peak = live.now
+        fields = ("old_logprobs", "advantages", "old_values", "returns")
+        tokens = _tokens(rows, length)
+        batch = {name: torch.zeros(1, rows * length) for name in fields}
+        # One row of all tokens and the index 0 stand for "every token is an action", which needs no numbers.
+        batch |= {"tokens": tokens.view(1, -1), "documents": torch.ones_like(tokens).view(1, -1), "actions": 0}  # type: ignore[dict-item]
+        for model, objective in ((_InRows(policy, rows), ppo.policy()), (_InRows(critic, rows), ppo.value())):
+            with runtime.autocast(torch.device("cpu"), dtype):
+                loss: Loss = objective(model, batch)
+            loss.total.backward()  # type: ignore[no-untyped-call]
+            model.zero_grad()
+            del loss
+        peak = live.peak
+        del resting, kept
+    return max(peak, at_rest + rollout - weights_of_one)
+
+
+class _InRows(nn.Module):
+    """A model that is given all tokens as one row, reads them as `rows` rows, and gives one row back."""
+
+    def __init__(self, model: nn.Module, rows: int) -> None:
+        super().__init__()
+        self.model, self.rows = model, rows
+        self.config: Any = model.config if isinstance(model, Decoder) else None
+
+    def hidden(self, tokens: Tensor, *, documents: Tensor) -> Tensor:
+        network: Any = self.model
+        hidden: Tensor = network.hidden(tokens.view(self.rows, -1), documents=documents.view(self.rows, -1))
+        return hidden.flatten(0, 1)[None]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        network: Any = self.model
+        logits: Tensor = network.logits(hidden)
+        return logits
+
+    def forward(self, tokens: Tensor, *, documents: Tensor) -> Tensor:
+        values: Tensor = self.model(tokens.view(self.rows, -1), documents=documents.view(self.rows, -1))
+        return values.flatten()[None]
+
+
+def add_low_rank(model: Decoder, rank: int) -> None:
+    """Freeze a model and add B A x to every matrix in its blocks, as much memory as an adapter takes."""
+    model.requires_grad_(False)
+    for layer in [module for module in model.blocks.modules() if isinstance(module, nn.Linear)]:
+        down = nn.Linear(layer.in_features, rank, bias=False, device=layer.weight.device)
+        up = nn.Linear(rank, layer.out_features, bias=False, device=layer.weight.device)
+        layer.low_rank = nn.Sequential(down, up)
+        layer.register_forward_hook(lambda layer, inputs, output: output + layer.low_rank(inputs[0]))
+
+
+def _built(config: DecoderConfig, dtype: torch.dtype) -> Decoder:
+    """A model of that type from the start: a fake one cannot be converted."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        return models.build(config)
+    finally:
+        torch.set_default_dtype(default)
+
+
+def _tokens(rows: int, length: int) -> Tensor:
+    return torch.zeros(rows, length, dtype=torch.int64)
+
+
+def _averages(model: nn.Module) -> list[Tensor]:
+    """Adam's two averages of every trained weight (Kingma and Ba 2015)."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [torch.zeros_like(parameter) for parameter in trained for _ in range(2)]
+
+
+def _shapes(config: DecoderConfig) -> Decoder:
+    with torch.device("meta"):
+        return models.build(config)

@@ -1,0 +1,111 @@
+"""The estimate of `chatloom doctor` against real steps: within 15 % of the most that was alive at a time."""
+
+import contextlib
+from typing import Any
+
+import pytest
+import torch
+
+from chatloom.engine.engine import Engine
+from chatloom.engine.request import SamplingParams
+from chatloom.models import DecoderConfig, RewardModel, ValueModel, build, gpt2, llama, num_parameters
+from chatloom.objectives.causal_lm import causal_lm
+from chatloom.rl.config import PPOConfig
+from chatloom.rl.training import BASE, actor_objective, critic_objective
+from chatloom.stages import memory
+from chatloom.testing.tokenizer import byte_tokenizer
+from chatloom.train.train_config import TrainConfig
+from chatloom.train.trainer import Trainer
+
+CONFIGS: dict[str, DecoderConfig] = {
+    "llama": llama.Config(600, 256, 3, 64, 4, 2, 160),
+    "a wide vocabulary": llama.Config(6000, 256, 1, 32, 2, 2, 64, tie_embeddings=False),
+    "gpt2": gpt2.Config(600, 256, 3, 64, 4),
+}
+SHAPES = [(1, 32), (4, 64), (2, 200)]
+
+
+@contextlib.contextmanager
+def counted(*modules: torch.nn.Module) -> Any:
+    live = memory.LiveBytes()
+    for module in modules:
+        live.watch(module)
+    with live:
+        yield live
+
+
+def batch_of(rows: int, length: int, **fields: Any) -> dict[str, torch.Tensor]:
+    tokens = torch.randint(0, 500, (rows, length))
+    return {"tokens": tokens, "documents": torch.ones_like(tokens), **fields}
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_supervised(name: str, shape: tuple[int, int]) -> None:
+    config, dtypes = CONFIGS[name], ("fp32", "bf16")
+    for dtype in dtypes:
+        model = build(config)
+        trainer = Trainer(model, causal_lm, TrainConfig(dtype=dtype), total_steps=4)  # type: ignore[arg-type]
+        with counted(model) as live:
+            for _ in range(2):
+                batch = batch_of(*shape)
+                trainer.step([batch | {"targets": batch["tokens"]}])
+        guess = memory.supervised(config, rows=shape[0], length=shape[1], dtype=dtype)
+        assert guess == pytest.approx(live.peak, rel=0.15)
+
+
+def test_low_rank() -> None:
+    for name, config in CONFIGS.items():
+        model = build(config)
+        memory.add_low_rank(model, 16)
+        trainer = Trainer(model, causal_lm, TrainConfig(), total_steps=4)
+        with counted(model) as live:
+            for _ in range(2):
+                batch = batch_of(4, 64)
+                trainer.step([batch | {"targets": batch["tokens"]}])
+        guess = memory.supervised(config, rows=4, length=64, dtype="fp32", lora_rank=16)
+        assert guess == pytest.approx(live.peak, rel=0.15), name
+        whole = memory.supervised(config, rows=4, length=64, dtype="fp32")
+        assert guess < whole
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_inference(name: str) -> None:
+    config, found = CONFIGS[name], {}
+    for rows, prompt, answer in ((1, 240, 8), (6, 100, 8), (3, 40, 4)):
+        model = build(config)
+        engine = Engine(model, byte_tokenizer())
+        prompts = torch.randint(0, 256, (rows, prompt)).tolist()
+        with counted(model) as live:
+            engine.generate(prompts, SamplingParams(max_tokens=answer, temperature=1.0, seed=0))
+        guess = memory.inference(config, rows=rows, length=prompt + answer, dtype=torch.float32)
+        found[rows, prompt] = guess / live.peak
+    assert all(0.85 < ratio < 1.15 for ratio in found.values()), found
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_reinforced(shape: tuple[int, int]) -> None:
+    config, options = CONFIGS["llama"], PPOConfig()
+    policy, critic = build(config), ValueModel(build(config))
+    resting = [build(config), RewardModel(build(config))]
+    actor_trainer = Trainer(policy, actor_objective(options), BASE, total_steps=4)
+    critic_trainer = Trainer(critic, critic_objective(options), BASE, total_steps=4)
+    every = torch.ones(shape, dtype=torch.bool)
+    numbers = {name: torch.zeros(shape) for name in ("old_logprobs", "advantages", "old_values", "returns")}
+    with counted(policy, critic, *resting) as live:
+        for _ in range(2):
+            batch = batch_of(*shape, actions=every, **numbers)
+            actor_trainer.step([batch])
+            critic_trainer.step([batch])
+    guess = memory.reinforced(config, rows=shape[0], length=shape[1], dtype="fp32")
+    assert guess == pytest.approx(live.peak, rel=0.15)
+
+
+def test_a_large_model_is_rehearsed_without_its_memory() -> None:
+    config = llama.SIZES["7B"]
+    before = torch.get_rng_state()
+    guess = memory.supervised(config, rows=1, length=2048, dtype="bf16")
+    with torch.device("meta"):
+        weights = 4 * num_parameters(build(config))
+    assert 4 * weights < guess < 6 * weights
+    assert torch.equal(torch.get_rng_state(), before)
