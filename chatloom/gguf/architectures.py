@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from gguf.constants import MODEL_ARCH, MODEL_ARCH_NAMES
 from gguf.tensor_mapping import get_tensor_name_map
+from numpy.typing import NDArray
 from torch import Tensor
 
 from chatloom import models
@@ -25,6 +26,7 @@ from chatloom.config import nearest
 from chatloom.models.weights import Joined
 
 Shape = Mapping[str, Any]  # a config.json
+Shapes = Mapping[str, tuple[int, ...]]  # of a file's tensors, by GGUF name
 Change = Callable[[str, Tensor, Shape], Tensor]  # (Hugging Face name, tensor, config.json) -> tensor
 
 
@@ -186,6 +188,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         to_gguf=_joined_by_part,
     ),
 }
+# What a file does not say of LLaMA 3.1's rotary scaling.
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 # Other `model_type`s that llama.cpp runs as one of these.
 _RUN_AS = {"mistral": "llama"}
 # Gemma's scores are divided by the root of the head's width, but for the models with so many layers.
@@ -219,9 +223,21 @@ def name_of(model_type: str) -> str:
 
 
 def config_from(
-    metadata: Mapping[str, Any], name: str, architecture: Architecture, shapes: Mapping[str, tuple[int, ...]]
+    metadata: Mapping[str, Any],
+    name: str,
+    architecture: Architecture,
+    shapes: Shapes,
+    factors: NDArray[np.float32] | None,
 ) -> dict[str, Any]:
-    """The `config.json` that a file's metadata and the shapes of its tensors, by GGUF name, stand for."""
+    """The `config.json` that a file stands for.
+
+    Args:
+        metadata: the file's.
+        name: its `general.architecture`.
+        architecture: the row of that.
+        shapes: of its tensors, by GGUF name.
+        factors: what its rotary frequencies are divided by, (D/2,), if it says so.
+    """
     config: dict[str, Any] = {"model_type": architecture.model_type}
     for key, stored in architecture.keys.items():
         value = metadata.get(f"{name}.{stored}")
@@ -236,6 +252,10 @@ def config_from(
     if name in _BY_MEAN_WIDTH:
         config["query_pre_attn_scalar"] = _score_width(config, name)
     config |= _rope(metadata, name, config)
+    if factors is not None and not np.all(factors == 1):
+        config["rope_parameters"] = llama3_rope(factors, config)
+    if name == "gemma3" and "rope_parameters" in config:
+        config["rope_parameters"] = {"full_attention": config["rope_parameters"]}
     _check_rotary_width(metadata, name, config)
     return config
 
@@ -247,12 +267,14 @@ def _score_width(config: Shape, name: str) -> Any:
     return config.get("head_dim", 256)
 
 
-def check_said(config: Shape, metadata: Mapping[str, Any], name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_said(
+    config: Shape, metadata: Mapping[str, Any], name: str, shapes: Shapes, factors: NDArray[np.float32] | None
+) -> None:
     """Read what is to be written: ValueError if it is another model, because GGUF has no place for what it does."""
     ours: Any = models.family(config["model_type"]).Config.from_huggingface(dict(config))
     architecture = ARCHITECTURES[name]
     read = models.family(architecture.model_type).Config.from_huggingface(
-        config_from(metadata, name, architecture, shapes)
+        config_from(metadata, name, architecture, shapes, factors)
     )
     for each in fields(ours):
         wanted, found = getattr(ours, each.name), getattr(read, each.name, None)
@@ -292,6 +314,42 @@ def _rope(metadata: Mapping[str, Any], name: str, config: Shape) -> dict[str, An
     return {"rope_parameters": rope | {"rope_theta": 10_000.0 if theta is None else theta}}
 
 
+def llama3_factors(head_width: int, theta: float, factor: float) -> NDArray[np.float32]:
+    """By how much LLaMA 3.1 slows each rotary frequency, (D/2,): long waves by `factor`, short ones not at all."""
+    frequencies = theta ** (-np.arange(0, head_width, 2, dtype=np.float64) / head_width)
+    turns = LLAMA3["original_max_position_embeddings"] * frequencies / (2 * np.pi)  # in the context of pretraining
+    low, high = LLAMA3["low_freq_factor"], LLAMA3["high_freq_factor"]
+    share = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return (1 / ((1 - share) / factor + share)).astype(np.float32)
+
+
+def rope_factors(config: Shape, metadata: Mapping[str, Any], name: str) -> NDArray[np.float32] | None:
+    """The factors that are to be written for a `config.json`, if there are any."""
+    rope = _full_rope(config)
+    if rope.get("rope_type") != "llama3":
+        return None
+    return llama3_factors(metadata[f"{name}.rope.dimension_count"], rope["rope_theta"], rope["factor"])
+
+
+def _full_rope(config: Shape) -> Mapping[str, Any]:
+    """How the layers that see everything turn."""
+    rope: Mapping[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    full: Mapping[str, Any] = rope.get("full_attention", rope)
+    return full
+
+
+def llama3_rope(stored: NDArray[np.float32], config: Shape) -> dict[str, Any]:
+    """`rope_parameters` that the factors of a file stand for, which holds their result alone (rope_freqs).
+
+    Raises ValueError where they are not those of LLaMA 3.1, whose other numbers every model has kept.
+    """
+    theta = float(config.get("rope_theta", 10_000.0))
+    factor = float(stored.max())
+    if not np.allclose(llama3_factors(2 * stored.size, theta, factor), stored, rtol=1e-3):
+        raise ValueError("rope_freqs.weight scales rotary positions in a way that is not LLaMA 3.1's")
+    return {"rope_type": "llama3", "rope_theta": theta, "factor": factor, **LLAMA3}
+
+
 def _check_rotary_width(metadata: Mapping[str, Any], name: str, config: dict[str, Any]) -> None:
     """Note the share of a head's channels that turn, for families that know one; refuse it for the others."""
     turned = metadata.get(f"{name}.rope.dimension_count")
@@ -305,7 +363,7 @@ def _check_rotary_width(metadata: Mapping[str, Any], name: str, config: dict[str
 
 def metadata_of(config: Shape, name: str) -> dict[str, Any]:
     """Metadata of a `config.json`, by full key. Raises ValueError for what GGUF cannot say."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope = _full_rope(config)
     config = {**config, **{key: rope[key] for key in ("rope_theta",) if key in rope}}
     found = {
         f"{name}.{stored}": config[key]
@@ -330,7 +388,9 @@ def metadata_of(config: Shape, name: str) -> dict[str, Any]:
         found[f"{name}.rope.scaling.factor"] = float(rope["factor"])
         if "original_max_position_embeddings" in rope:
             found[f"{name}.rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
-    elif kind != "default":
+    elif kind == "llama3" and not LLAMA3.items() <= rope.items():
+        raise ValueError(f"LLaMA 3's rotary scaling with other numbers than {LLAMA3} cannot be written; use --to hf")
+    elif kind not in ("default", "llama3"):
         raise ValueError(f"rotary positions of kind {kind!r} cannot be written as GGUF yet; use --to hf")
     return found
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chatloom import models
 from chatloom.gguf import architectures, vocabulary
-from chatloom.gguf.reading import TEMPLATE
+from chatloom.gguf.reading import ROPE, TEMPLATE
 from chatloom.tokenizers.bpe import Tokenizer
 
 TYPES: dict[str, tuple[Kind, LlamaFileType]] = {
@@ -61,7 +61,8 @@ def write_model(
     ready = architectures.as_gguf(tensors, names, architecture, config)
     metadata = architectures.metadata_of(config, architecture_name)
     shapes = {stored: tuple(tensor.shape) for stored, tensor in ready.items()}
-    architectures.check_said(config, metadata, architecture_name, shapes)
+    factors = architectures.rope_factors(config, metadata, architecture_name)
+    architectures.check_said(config, metadata, architecture_name, shapes, factors)
     metadata |= vocabulary.metadata_of(tokenizer, config["vocab_size"])
     if end_of_turn is not None:
         metadata["tokenizer.ggml.eot_token_id"] = end_of_turn
@@ -78,6 +79,8 @@ def write_model(
         writer.add_quantization_version(2)
         for key, value in metadata.items():
             _add(writer, key, value)
+        if factors is not None:
+            writer.add_tensor(ROPE, factors)
         for stored, tensor in ready.items():
             _add_tensor(writer, stored, tensor, number)
         writer.write_header_to_file()

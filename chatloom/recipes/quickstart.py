@@ -66,7 +66,7 @@ class Amounts:
     sft_epochs: int = 1
     ranked_prompts: int = 1_600
     ppo_prompts: int = 4_000
-    ppo_iterations: int = 18
+    ppo_iterations: int = 16
     episodes: int = 256
     evaluated: int = 400
     held_out_documents: int = 300

@@ -1,91 +1,52 @@
-"""Every family that GGUF has a name for comes back as it was; what would come back as another is refused."""
+"""Tensors that lie differently in GGUF, the rotary scaling of LLaMA 3, and the names of architectures."""
 
-from pathlib import Path
-from typing import Any
-
+import numpy as np
 import pytest
 import torch
 
-from chatloom import checkpoint, models
-from chatloom.chat.render import ChatFormat
-from chatloom.chat.templates import CHATLOOM_TEMPLATE
-from chatloom.gguf.architectures import _RUN_AS, ARCHITECTURES
-from chatloom.models import FAMILIES, Decoder
-from chatloom.nn.rope_scaling import RopeScaling
-from chatloom.stages.export import write_gguf
-from chatloom.testing.models import tiny_config
-from chatloom.testing.tokenizer import byte_tokenizer
-
-CHAT = ChatFormat(byte_tokenizer(), CHATLOOM_TEMPLATE)
-TOKENS = torch.arange(20, 60)[None]
-WRITTEN = [architecture.model_type for architecture in ARCHITECTURES.values()] + list(_RUN_AS)
-# What GGUF takes for granted.
-OWN: dict[str, dict[str, Any]] = {
-    "mistral": {"window": None},
-    "qwen2": {"window": None},
-    "qwen3": {"window": None},
-    "gemma2": {"query_scale": 8, "tie_embeddings": True},
-    "gemma3_text": {"query_scale": 8},
-}
+from chatloom.gguf import architectures
+from chatloom.gguf.architectures import ARCHITECTURES, LLAMA3, llama3_factors, llama3_rope
 
 
-def drawn(family: str, **changes: Any) -> Decoder:
-    torch.manual_seed(0)
-    model = models.build(tiny_config(family, **(OWN.get(family, {}) | changes)))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.15)
-    return model.eval()
+def test_the_scaling_of_llama_3_is_transformers_own() -> None:
+    transformers = pytest.importorskip("transformers")
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 32.0, **LLAMA3}
+    config = transformers.LlamaConfig(
+        hidden_size=128, num_attention_heads=2, max_position_embeddings=131_072, rope_parameters=rope
+    )
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    plain = 500_000.0 ** (-np.arange(0, 64, 2) / 64)
+    factors = llama3_factors(64, 500_000.0, 32.0)
+    assert np.allclose(plain / factors, scaled.numpy(), rtol=1e-5)
+    assert (factors.min(), factors.max()) == (1.0, 32.0)
+    found = llama3_rope(factors, {"rope_theta": 500_000.0})
+    assert found == rope
+    with pytest.raises(ValueError, match="not LLaMA"):
+        llama3_rope(factors[::-1].copy(), {"rope_theta": 500_000.0})
 
 
-def written(path: Path, model: Decoder) -> Path:
-    write_gguf(path, checkpoint.Pretrained(model, CHAT, {}), "fp32", name="tiny")
-    return path
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_what_lies_differently_comes_back(name: str) -> None:
+    """Every change of a tensor is undone by its opposite."""
+    architecture = ARCHITECTURES[name]
+    config = {"num_attention_heads": 4, "num_key_value_heads": 2, "n_head": 4}
+    for stored, shape in (
+        ("model.layers.0.self_attn.q_proj.weight", (32, 24)),
+        ("model.layers.0.self_attn.k_proj.weight", (16, 24)),
+        ("model.layers.0.self_attn.q_proj.bias", (32,)),
+        ("model.layers.0.input_layernorm.weight", (24,)),
+        ("transformer.h.0.attn.c_attn.weight", (24, 72)),
+        ("gpt_neox.layers.0.attention.query_key_value.weight", (96, 24)),
+        ("transformer.h.0.self_attention.query_key_value.bias", (96,)),
+    ):
+        tensor = torch.arange(float(np.prod(shape))).reshape(shape)
+        there = architecture.to_gguf(stored, tensor, config)
+        assert torch.equal(architecture.from_gguf(stored, there, config), tensor)
 
 
-VARIANTS: list[tuple[str, dict[str, Any]]] = [
-    *((family, {}) for family in WRITTEN),
-    *((family, {"tie_embeddings": True}) for family in WRITTEN),
-    ("llama", {"attention_bias": True, "feedforward_bias": True}),
-    ("llama", {"own_head_width": 16}),
-    ("llama", {"rope_scaling": RopeScaling("linear", factor=2.0)}),
-    ("mistral", {"window": 64}),  # as long as the context, so that it hides nothing
-    ("qwen2", {"window": 5, "window_from_layer": 28}),  # beyond the last layer
-    ("stablelm", {"attention_bias": True}),
-    ("gpt_neox", {"parallel": False}),
-]
-
-
-@pytest.mark.parametrize(("family", "changes"), VARIANTS, ids=str)
-def test_a_family_comes_back_as_it_was(family: str, changes: dict[str, Any], tmp_path: Path) -> None:
-    model = drawn(family, **changes)
-    again = checkpoint.load_pretrained(written(tmp_path / "m.gguf", model)).model
-    with torch.no_grad():
-        assert torch.equal(model(TOKENS), again(TOKENS))
-
-
-@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - set(WRITTEN)))
-def test_a_family_that_gguf_has_no_name_for_is_refused(family: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"{family} cannot be written as GGUF; known: llama.*--to hf"):
-        written(tmp_path / "m.gguf", drawn(family))
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("family", "changes", "part"),
-    [
-        ("mistral", {"window": 5}, "window=5"),
-        ("qwen2", {"window": 5, "window_from_layer": 1}, "window=5"),
-        ("gemma2", {"query_scale": 32}, "query_scale=32"),
-        ("gemma3_text", {"full_every": 2}, "full_every=2"),
-        ("gpt2", {"activation": "gelu"}, "activation='gelu'"),
-        ("gemma2", {"tie_embeddings": False}, "no name for lm_head.weight"),
-        ("llama", {"rope_scaling": RopeScaling("llama3", 8.0, 32, 1.0, 4.0)}, "'llama3' cannot be written"),
-    ],
-    ids=str,
-)
-def test_what_would_come_back_as_another_model_is_refused(
-    family: str, changes: dict[str, Any], part: str, tmp_path: Path
-) -> None:
-    with pytest.raises(ValueError, match=part):
-        written(tmp_path / "m.gguf", drawn(family, **changes))
+def test_families_without_a_name_list_those_with_one() -> None:
+    with pytest.raises(ValueError, match="a gpt3 cannot be written as GGUF; known: llama"):
+        architectures.name_of("gpt3")
+    assert architectures.name_of("mistral") == "llama"
