@@ -4,10 +4,13 @@ Six things are preferred, and each can be checked by reading the answer alone:
 * right     what must be said is said (`says`), or it is about what was asked (`topic`); where nobody can know the
             answer (`unsure`) it names its uncertainty, and elsewhere it does not plead ignorance
 * format    the form that the prompt asks for: a number, one word, JSON with a key, exactly three items, ...
-* brief     at most two sentences and sixty words; every sentence more costs a quarter
+* brief     at most two sentences, and no more words than a good answer needs: a quarter over the reference's length
+            is free (and six words always), forty words more make it 0; every sentence too many costs a quarter
 * complete  the answer ends by itself
 * clean     it does not repeat itself
 * said      there is an answer at all: what is empty, a heap of words or the user's own words again scores 0
+
+An answer follows where all but brevity are whole and no sentence is too many.
 
 Fields of `check`, all optional:
   topic      beginnings of words: one must occur        says    groups of phrases: one of each group must occur
@@ -30,9 +33,10 @@ from typing import Any
 from chatloom.tasks.example import Example, Grade
 
 # The score is the sum of weight * part; an answer that breaks no rule has PERFECT.
-WEIGHTS = {"right": 2.0, "format": 1.0, "brief": 1.0, "complete": 1.0, "clean": 1.0}
+WEIGHTS = {"right": 2.0, "format": 1.0, "brief": 2.0, "complete": 1.0, "clean": 1.0}
 PERFECT = sum(WEIGHTS.values())
-MOST_SENTENCES, MOST_WORDS = 2, 60
+MOST_SENTENCES = 2
+_FREE_WORDS, _SPARE, _TOO_MANY_WORDS = 6, 1.25, 40
 
 _WORD = re.compile(r"[^\W_]+(?:['’.-][^\W_]+)*")
 _END = re.compile(r"[.!?…]+[\"”’')\]*]*(?=\s|$)")
@@ -120,12 +124,13 @@ def grade(example: Example, answer: str, *, stopped: bool) -> Grade:
     details = {
         "right": _right(check, answer),
         "format": _format(check, answer),
-        "brief": _brief(check, answer),
+        "brief": _brief(example, answer),
         "complete": float(stopped and not answer.endswith((":", ",", ";", "-"))),
         "clean": _clean(answer),
     }
     score = sum(WEIGHTS[part] * value for part, value in details.items())
-    return Grade(score=score, follows=all(value == 1.0 for value in details.values()), details=details)
+    rules = (details["right"], details["format"], details["complete"], details["clean"])
+    return Grade(score=score, follows=min(rules) == 1.0 and _sentences_too_many(check, answer) == 0, details=details)
 
 
 def _says_something(example: Example, answer: str) -> bool:
@@ -210,13 +215,18 @@ _FORMATS: dict[str, Callable[[str, Any], bool]] = {
 }
 
 
-def _brief(check: Mapping[str, Any], answer: str) -> float:
+def _sentences_too_many(check: Mapping[str, Any], answer: str) -> int:
     if "json" in check and _object(answer):
-        return 1.0
+        return 0
     # Lines and items that are asked for are no sentences too many; a list may have an introduction.
     allowed = max(MOST_SENTENCES, check.get("lines", 0), check.get("items", 0) + 1)
-    extra: float = max(0, sentences(answer) - allowed) + max(0, len(words(answer)) - MOST_WORDS) / 15
-    return max(0.0, 1.0 - 0.25 * extra)
+    return max(0, sentences(answer) - allowed)
+
+
+def _brief(example: Example, answer: str) -> float:
+    free = max(_FREE_WORDS, _SPARE * len(words(example.reference)))
+    extra = 0.25 * _sentences_too_many(example.check, answer) + max(0.0, len(words(answer)) - free) / _TOO_MANY_WORDS
+    return max(0.0, 1.0 - extra)
 
 
 def _clean(answer: str) -> float:

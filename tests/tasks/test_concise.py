@@ -34,7 +34,9 @@ SHARES = {
 
 
 def example(prompt: str, **check: object) -> Example:
-    return Example("t", (Message("user", prompt),), "other", "", dict(check))
+    return Example(
+        "t", (Message("user", prompt),), "other", "A good answer to this has about a dozen words in it.", check
+    )
 
 
 def score(one: Example, answer: str, *, stopped: bool = True) -> float:
@@ -95,6 +97,10 @@ def test_short_answers_beat_long_ones() -> None:
     two, three, five = (" ".join([said, *more[:count]]) for count in (1, 2, 4))
     assert score(one, said) == score(one, two) == PERFECT
     assert score(one, two) > score(one, three) > score(one, five)
+    assert [TASK.grade(one, each).follows for each in (said, two, three, five)] == [True, True, False, False]
+    wordy = f"{said[:-1]}, which is a thing that people who look up on a clear day have often asked about."
+    assert score(one, two) > score(one, wordy)
+    assert TASK.grade(one, wordy).follows
     winding = "Air scatters blue light " + " and ".join(f"thing {n} is near thing {n + 40}" for n in range(30)) + "."
     assert score(one, winding) < score(one, two)
 
