@@ -25,7 +25,7 @@ from chatloom.evals import results as schema
 from chatloom.evals.claims import interval_percent, percent
 from chatloom.recipes import running
 from chatloom.rl import training
-from chatloom.rl.config import PPOConfig
+from chatloom.rl.config import PPOConfig, RewardModelConfig
 from chatloom.stages import evaluate, ppo, rank, reward
 from chatloom.tasks.concise import Concise
 from chatloom.train.train_config import TrainConfig
@@ -62,16 +62,16 @@ class Config:
 class Amounts:
     """How much of everything."""
 
-    ranked_prompts: int = 216
-    responses: int = 4
+    ranked_prompts: int = 200
+    responses: int = 6
     agreement: float = 0.73  # of two labelers; InstructGPT's people 72.6 %
     max_tokens: int = 64
     reward_epochs: int = 1
     ptx_texts: int = 96
-    iterations: int = 10
+    iterations: int = 8
     episodes: int = 64
     evaluated: int = 145
-    held_out_documents: int = 120
+    held_out_documents: int = 80
 
 
 TINY = Amounts(
@@ -79,6 +79,7 @@ TINY = Amounts(
     agreement=0.6,  # what a model without sense writes is too alike for more
     max_tokens=8,
     ptx_texts=4,
+    responses=4,
     iterations=2,
     episodes=8,
     evaluated=6,
@@ -123,14 +124,16 @@ def stages(config: Config) -> dict[str, tuple[Any, Any]]:
                 validation_data=str(Path(folder["comparisons"]) / rank.VALIDATION),
                 output_dir=folder["reward"],
                 epochs=size.reward_epochs,
+                # Even odds to begin with: a few hundred comparisons are too few to unlearn a random head first.
+                head=RewardModelConfig(reward_head_init="zero"),
                 adaptation=lora,
                 train=TrainConfig(
                     **shared,
                     row_length=2 * _CONTEXT,
-                    learning_rate=5e-4,
+                    learning_rate=1e-3,
                     schedule="cosine",
-                    warmup_steps=2,
-                    batch_rows=8,
+                    warmup_steps=5,
+                    batch_rows=2,
                 ),
             ),
         ),
@@ -150,21 +153,23 @@ def stages(config: Config) -> dict[str, tuple[Any, Any]]:
                     iterations=size.iterations,
                     episodes_per_iteration=size.episodes,
                     epochs_per_batch=1,
-                    minibatches=4,
+                    minibatches=8,
                     max_response_tokens=size.max_tokens,
                     actor_learning_rate=5e-4,
                     critic_learning_rate=5e-4,
                     whiten_rewards=False,
                     clip_value=None,
-                    value_head_init="reward_model",
+                    # An answer is judged once, at its end, and the critic has few updates to learn what leads there.
+                    gae_lambda=1.0,
+                    whiten_scope="batch",
                     warmup_iterations=0,
                     kl_coefficient=0.05,
                     actor_ema_decay=None,
-                    ptx_coefficient=0.1,
-                    ptx_rows=4,
+                    ptx_coefficient=0.2,
+                    ptx_rows=2,
                     rollout_temperature=_TEMPERATURE,
                 ),
-                train=replace(training.BASE, dtype="bf16", seed=seed, row_length=_TEXT_TOKENS, save_every_steps=5),
+                train=replace(training.BASE, dtype="bf16", seed=seed, row_length=_TEXT_TOKENS, save_every_steps=2),
             ),
         ),
         "evaluation": (
