@@ -156,11 +156,6 @@ def save_pretrained(
     """
     folder = Path(folder)
     trunk = model.trunk if isinstance(model, RewardModel) else model
-    if adapters.is_adapted(trunk):
-        raise ValueError(
-            "the model has an adapter; save that alone (checkpoint.save_adapter), or write LoRA into the weights first "
-            "(adapters.merge and adapters.detach)"
-        )
     tokenizer = chat.tokenizer
     if tokenizer.vocab_size > trunk.config.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {trunk.config.vocab_size}")
@@ -189,7 +184,15 @@ def save_pretrained(
 
 
 def stored(model: Decoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A model's `config.json` and tensors as Hugging Face has them, without special tokens and dtype."""
+    """A model's `config.json` and tensors as Hugging Face has them, without special tokens and dtype.
+
+    Raises ValueError for one with an adapter, which these have no place for.
+    """
+    if adapters.is_adapted(model):
+        raise ValueError(
+            "the model has an adapter; save that alone (checkpoint.save_adapter), or write LoRA into the weights first "
+            "(adapters.merge and adapters.detach)"
+        )
     config = model.config.to_huggingface()
     return config, to_huggingface(model.state_dict(), _module_of(config).WEIGHT_NAMES, model.config)
 
@@ -259,8 +262,11 @@ def load_chat(ref: Path | str) -> ChatFormat:
 
 
 def _family_config(config: dict[str, Any], path: Path) -> Any:
+    module = _module_of(config)
     try:
-        return _module_of(config).Config.from_huggingface(config)
+        return module.Config.from_huggingface(config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     except KeyError as error:
         raise ValueError(f"{path} has no {error}, which a {config['model_type']} needs") from error
     except (TypeError, AttributeError, ArithmeticError) as error:
