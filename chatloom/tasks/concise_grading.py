@@ -219,7 +219,7 @@ def _sentences_too_many(check: Mapping[str, Any], answer: str) -> int:
     if "json" in check and _object(answer):
         return 0
     # Lines and items that are asked for are no sentences too many; a list may have an introduction.
-    allowed = max(MOST_SENTENCES, check.get("lines", 0), check.get("items", 0) + 1)
+    allowed = max(MOST_SENTENCES, int(check.get("lines", 0)), int(check.get("items", 0)) + 1)
     return max(0, sentences(answer) - allowed)
 
 
