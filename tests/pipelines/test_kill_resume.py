@@ -177,7 +177,12 @@ def test_ctrl_c_says_how_to_go_on(quickstart: Path, tmp_path: Path) -> None:
     arguments = [*stage_arguments("pretrain", quickstart), "--steps", "120"]
     program = [sys.executable, "-m", "chatloom.cli", *arguments, "--output-dir", str(parts)]
     process = subprocess.Popen(
-        program, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=Path.cwd()
+        program,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=Path.cwd(),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background job ignores it
     )
     end = time.monotonic() + 120
     while not list(parts.glob("checkpoints/step_*")) and process.poll() is None and time.monotonic() < end:

@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import termios
@@ -241,10 +242,15 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that Ctrl-C becomes SIGINT
+            preexec_fn=self._take_terminal,
             env={**os.environ, "TERM": "xterm", "OMP_NUM_THREADS": "1"},
         )
         os.close(slave)
+
+    @staticmethod
+    def _take_terminal() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C becomes SIGINT
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a job in the background ignores
 
     def send(self, text: str) -> None:
         os.write(self.master, text.encode())
