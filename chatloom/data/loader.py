@@ -20,10 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 from chatloom.data.files import DataError
-from chatloom.data.pack import Batch, PackReport, Sample, best_fit, lay_out, pack, shorten, truncate
+from chatloom.data.pack import Batch, PackReport, Sample, best_fit, lay_out, pack_branches, shorten, truncate
 from chatloom.data.store import TokenStore
 
-_ROWS_MULTIPLE = 4  # of packed groups, whose number of rows differs from batch to batch
 BUFFER = 2_000  # sequences that are packed together: enough for rows that are over 99 % full
 
 
@@ -275,8 +274,9 @@ class Group:
 class GroupLoader(_Epochs):
     """Packed batches of whole groups: batch_groups / world_size a rank (fewer in an epoch's last batch).
 
-    A batch is that of `pack` and, for its N samples in order, `groups` (N,) int64, the number of the group within
-    the batch, and `ranks` (N,) int64. The number of rows varies. Samples longer than `row_length` lose tokens after
+    A batch is that of `pack_branches` (what a group's samples begin with alike is there once) and, for its N samples
+    in order, `groups` (N,) int64, the number of the group within the batch, and `ranks` (N,) int64. The number of
+    rows and their length vary. Samples longer than `row_length` lose tokens after
     the first (of the prompt, as long as there are any), so that the end of the response stays; see `report`.
 
     Where the last batch has fewer groups than ranks, a rank may have none: its batch then has one empty row and N=0.
@@ -321,12 +321,15 @@ class GroupLoader(_Epochs):
 
 
 def pack_groups(groups: Sequence[Group], row_length: int, *, pad: int) -> Batch:
-    """Pack whole groups: the batch of `pack`, with `groups` (N,) and `ranks` (N,). No groups give one empty row."""
-    samples = [sample for group in groups for sample in group.samples]
-    if samples:
-        batch = pack(samples, row_length, pad=pad, rows_multiple=_ROWS_MULTIPLE)
+    """Pack whole groups: the batch of `pack_branches`, with `groups` (N,) and `ranks` (N,).
+
+    No groups give one empty row.
+    """
+    if groups:
+        batch = pack_branches([group.samples for group in groups], row_length, pad=pad)
     else:
-        batch = lay_out([], [[]], row_length, pad=pad)
+        empty = lay_out([], [[]], row_length, pad=pad)
+        batch = {name: empty[name] for name in ("tokens", "documents", "ends")}
     numbers = [number for number, group in enumerate(groups) for _ in group.samples]
     batch["groups"] = torch.tensor(numbers, dtype=torch.int64)
     batch["ranks"] = torch.tensor([rank for group in groups for rank in group.ranks], dtype=torch.int64)

@@ -26,6 +26,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from chatloom.nn.documents import continuing
+
 Batch = dict[str, Tensor]
 
 IGNORED = -100  # the index that torch's cross entropy leaves out
@@ -175,11 +177,11 @@ def best_fit(lengths: Sequence[int] | NDArray[np.int64], capacity: int) -> list[
     return bins
 
 
-def pack(samples: Sequence[Sample], row_length: int, *, pad: int, rows_multiple: int = 1) -> Batch:
+def pack(samples: Sequence[Sample], row_length: int, *, pad: int, round_rows: bool = False) -> Batch:
     """Pack samples into as few rows as best fit finds. Returns the batch described at the top of this file.
 
-    Empty rows fill up to a multiple of `rows_multiple`: where batch after batch is packed, fewer different shapes
-    mean fewer kernels that a CPU has to compile and keep.
+    With `round_rows` up to an eighth more, empty rows, make their number a rounder one: where batch after batch is
+    packed, fewer different shapes mean fewer kernels that a CPU has to compile and keep.
 
     Raises ValueError for a sample longer than `row_length`, and for samples with different `fields`.
     """
@@ -187,8 +189,58 @@ def pack(samples: Sequence[Sample], row_length: int, *, pad: int, rows_multiple:
     if not samples:
         raise ValueError("there are no samples to pack; give at least one")
     rows = best_fit([len(sample) for sample in samples], row_length)
-    rows += [[] for _ in range(-len(rows) % rows_multiple)]
+    if round_rows:
+        rows += [[] for _ in range(-len(rows) % (1 << max(0, len(rows).bit_length() - 4)))]
     return lay_out(samples, rows, row_length, pad=pad)
+
+
+def pack_branches(families: Sequence[Sequence[Sample]], row_length: int, *, pad: int) -> Batch:
+    """Pack families of samples that begin alike, such as the answers to one prompt, with each beginning there once.
+
+    What the samples of a family have in common is one document, and the rest of each another that continues it
+    (`nn/documents.py`); a family that does not fit a row is parted, and its beginning repeated. Rows are as long as
+    the fullest one needs, in steps of 64.
+
+    Returns:
+        tokens and documents (B, T) of at most `row_length`, and `ends` (N, 2) of the samples in the order given.
+
+    Raises ValueError for a sample longer than `row_length`.
+    """
+    _check_row_length(row_length)
+    num_samples = sum(map(len, families))
+    trees: list[Sample] = []
+    tree_of, end_of = np.empty(num_samples, np.int64), np.empty(num_samples, np.int64)
+    first = 0
+    for family in families:
+        common = _common_beginning([sample.tokens for sample in family])
+        for some in best_fit([len(sample) - common for sample in family], row_length - common):
+            parts = [family[0].tokens[:common], *(family[index].tokens[common:] for index in some)]
+            sizes = np.array([len(part) for part in parts])
+            tree_of[[first + index for index in some]] = len(trees)
+            end_of[[first + index for index in some]] = np.cumsum(sizes)[1:] - 1
+            trees.append(Sample(np.concatenate(parts), fields={"branch": np.repeat(np.arange(len(parts)), sizes)}))
+        first += len(family)
+    rows = best_fit([len(tree) for tree in trees], row_length)
+    fullest = max(sum(len(trees[tree]) for tree in row) for row in rows)
+    batch = lay_out(trees, rows, min(row_length, -(-fullest // 64) * 64), pad=pad)
+    branch = batch["branch"]
+    trunk = batch["documents"].long() * (int(branch.max()) + 1)  # 0 at padding
+    spans = batch["spans"][tree_of]
+    return {
+        "tokens": batch["tokens"],
+        "documents": continuing(trunk + branch, torch.where(branch > 0, trunk, 0)),
+        "ends": torch.stack([spans[:, 0], spans[:, 1] + torch.from_numpy(end_of)], dim=1),
+    }
+
+
+def _common_beginning(sequences: Sequence[NDArray[Any]]) -> int:
+    """How many tokens all sequences begin with alike; at least one is left to each. A sequence alone shares none."""
+    shortest = min(map(len, sequences))
+    if len(sequences) == 1 or shortest < 2:
+        return 0
+    heads = np.stack([sequence[: shortest - 1] for sequence in sequences])
+    differs = (heads != heads[0]).any(axis=0)
+    return int(differs.argmax()) if differs.any() else shortest - 1
 
 
 def lay_out(samples: Sequence[Sample], rows: Sequence[Sequence[int]], row_length: int, *, pad: int) -> Batch:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from chatloom.nn.blockwise import attend_blockwise
+from chatloom.nn.documents import positions, visible
 from chatloom.nn.positions import alibi_slopes
 
 
@@ -72,6 +73,7 @@ class Mask:
     def __init__(self, seen: Tensor | None, places: tuple[Tensor, Tensor] | None = None) -> None:
         self._seen = seen
         self._places = places
+        self._own = places is None or places[0] is places[1]  # no keys beside the row's own
         self._made: dict[tuple[object, ...], Tensor] = {}
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
@@ -79,8 +81,12 @@ class Mask:
         key, value = _share_heads(query, key, value)
         if rule.softcap is not None:
             return _attend_capped(query, key, value, self.floor(query, rule), rule)
-        own = self._places is None  # no keys beside the row's own
-        if own and query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.shape[2] <= _BLOCKWISE_UP_TO:
+        if (
+            self._own
+            and query.device.type == "cpu"
+            and query.dtype == torch.bfloat16
+            and query.shape[2] <= _BLOCKWISE_UP_TO
+        ):
             return attend_blockwise(query, key, value, self.floor(query, rule), rule.scale)
         mask = self.floor(query, rule) if rule.alibi else self.seen(query, rule)
         return F.scaled_dot_product_attention(
@@ -89,7 +95,7 @@ class Mask:
 
     def seen(self, query: Tensor, rule: Rule) -> Tensor | None:
         """(B or 1, 1, T, S) bool; None where all that came before is seen."""
-        if rule.window is None or (self._places is None and rule.window >= query.shape[2]):
+        if rule.window is None or (self._own and rule.window >= query.shape[2]):
             return self._seen
         key = ("seen", query.shape[2], rule.window)
         if key not in self._made:
@@ -148,19 +154,12 @@ class Causal:
 class Packed:
     """Rows that hold several documents, told apart by `documents` (B, T): 0 is padding, 1, 2, ... the documents.
 
-    A document need not be contiguous with padding around it, so left padding is this too: positions are the
-    cumulative count of real tokens of the document, minus one.
+    A document may continue another (`nn/documents.py`). Left padding is this too: padding is a document of its own.
     """
 
     def __init__(self, documents: Tensor) -> None:
-        time = documents.shape[1]
-        same = documents[:, None, :, None] == documents[:, None, None, :]  # (B, 1, T, T)
-        causal = torch.ones(time, time, dtype=torch.bool, device=documents.device).tril()
-        self._mask = Mask(same & causal)
-        starts = torch.ones_like(documents, dtype=torch.bool)
-        starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
-        index = torch.arange(time, device=documents.device).expand(documents.shape)
-        self._positions = index - torch.where(starts, index, 0).cummax(dim=1).values
+        self._positions = positions(documents)
+        self._mask = Mask(visible(documents)[:, None], (self._positions, self._positions))
 
     def positions(self, tokens: Tensor) -> Tensor:
         """Positions that restart at every document."""

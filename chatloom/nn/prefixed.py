@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from chatloom.nn.cache import PLAIN, Cache, Causal, Mask, Rule
+from chatloom.nn.documents import positions, visible
 
 
 class Prefixed:
@@ -28,19 +29,16 @@ class Prefixed:
         index = torch.arange(time, device=tokens.device)
         causal = index[:, None] >= index  # (T, T)
         if self._documents is None:
-            own, positions = causal[None], index.expand(batch, time)
+            own, places = causal[None], index.expand(batch, time)
         else:
-            own = causal & (self._documents[:, :, None] == self._documents[:, None, :])  # (B, T, T)
-            starts = torch.ones_like(self._documents, dtype=torch.bool)
-            starts[:, 1:] = self._documents[:, 1:] != self._documents[:, :-1]
-            positions = index - torch.where(starts, index, 0).cummax(dim=1).values
-        positions = positions + self.num_tokens
+            own, places = visible(self._documents), positions(self._documents)  # (B, T, T), (B, T)
+        places = places + self.num_tokens
         prefix = own.new_ones(()).expand(own.shape[0], time, self.num_tokens)
         seen = torch.cat((prefix, own), dim=2)[:, None]  # (B or 1, 1, T, P + T)
         virtual = torch.arange(self.num_tokens, device=tokens.device).expand(batch, -1)
-        keys = torch.cat((virtual, positions), dim=1)  # (B, P + T), where each key stands
-        self._mask = Mask(seen, (positions, keys))
-        return positions
+        keys = torch.cat((virtual, places), dim=1)  # (B, P + T), where each key stands
+        self._mask = Mask(seen, (places, keys))
+        return places
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, rule: Rule = PLAIN) -> Tensor:
         """Attention over the prefix and what the row's own document has so far."""

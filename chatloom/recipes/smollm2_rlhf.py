@@ -63,11 +63,11 @@ class Amounts:
     """How much of everything."""
 
     ranked_prompts: int = 200
-    responses: int = 6
+    responses: int = 4
     agreement: float = 0.73  # of two labelers; InstructGPT's people 72.6 %
     max_tokens: int = 64
     reward_epochs: int = 1
-    ptx_texts: int = 96
+    ptx_texts: int = 64
     iterations: int = 8
     episodes: int = 64
     evaluated: int = 145
@@ -129,7 +129,7 @@ def stages(config: Config) -> dict[str, tuple[Any, Any]]:
                 adaptation=lora,
                 train=TrainConfig(
                     **shared,
-                    row_length=2 * _CONTEXT,
+                    row_length=_CONTEXT,
                     learning_rate=1e-3,
                     schedule="cosine",
                     warmup_steps=5,
@@ -153,7 +153,8 @@ def stages(config: Config) -> dict[str, tuple[Any, Any]]:
                     iterations=size.iterations,
                     episodes_per_iteration=size.episodes,
                     epochs_per_batch=1,
-                    minibatches=8,
+                    minibatches=4,
+                    recompute_logprobs=False,
                     max_response_tokens=size.max_tokens,
                     actor_learning_rate=5e-4,
                     critic_learning_rate=5e-4,

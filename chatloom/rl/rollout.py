@@ -148,7 +148,7 @@ def pack_episodes(
         read_prompt: False adds `critic_documents`, which part the prompt from its last token and the response.
     """
     samples = [Sample(np.array(each.prompt + each.response)) for each in rollouts]
-    packed = pack(samples, row_length, pad=pad, rows_multiple=4)
+    packed = pack(samples, row_length, pad=pad, round_rows=True)
     spans = packed["spans"]  # (N, 3) row, first column, length
     batch = {"tokens": packed["tokens"], "documents": packed["documents"]}
     starts = spans[:, 1]

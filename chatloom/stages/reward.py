@@ -5,9 +5,13 @@ and are dropped. One epoch, because it overfits after. At the end gain and bias 
 trained on have mean 0 and standard deviation 1 (Ziegler et al. 2019, section 2.2), and saved with the model.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from typing import Any
+
+import torch
 
 from chatloom import checkpoint, runtime
 from chatloom.adapters import AdapterConfig
@@ -15,15 +19,18 @@ from chatloom.chat.message import Conversation, Message
 from chatloom.chat.render import ChatFormat
 from chatloom.data.loader import Group, GroupLoader
 from chatloom.data.preference import Comparison, read_comparisons
+from chatloom.evals import judge, plots
+from chatloom.evals.intervals import Estimate
+from chatloom.evals.judge import Calibration
 from chatloom.models import RewardModel
-from chatloom.objectives.reward import normalise, reward_objective
+from chatloom.objectives.reward import comparison_loss, normalise, reward_objective
 from chatloom.rl.config import RewardModelConfig
 from chatloom.rl.rewards import RewardModelReward, initialise_reward_head, scored_samples
-from chatloom.stages.fit import adapt, fit, loader_options, mean_loss, split_off
-from chatloom.stages.run import open_run
+from chatloom.stages.fit import adapt, fit, loader_options, split_off
+from chatloom.stages.run import Run, open_run
 from chatloom.train.train_config import TrainConfig
 
-_NORMALISED_OVER = 512  # comparisons whose answers set gain and bias
+_NORMALISED_OVER = 512  # answers or a few more set gain and bias, to some 4 %
 
 
 def _defaults() -> TrainConfig:
@@ -90,14 +97,80 @@ def run(config: Config) -> dict[str, Any]:
     if config.head.normalise_before:
         _normalise(model, comparisons, chat, config.train)
 
+    judged: list[Judgement] = []
+
     def evaluate() -> dict[str, float]:
-        return mean_loss(model, objective, validation, config.train, prefix="validation")
+        judged[:] = [judge_held_out(model, validation, config)]
+        return judged[0].metrics
 
     metrics = fit(stage, model, objective, loader, config.train, total_steps=len(loader), evaluate=evaluate)
+    judged[0].show(stage)
     if config.head.normalise_after:
         _normalise(model, comparisons, chat, config.train)
     stage.save_model(model, chat, base=config.model, adaptation=config.adaptation)
-    return stage.finish(num_comparisons=len(comparisons), reward_gain=model.gain, reward_bias=model.bias, **metrics)
+    return stage.finish(
+        num_comparisons=len(comparisons),
+        reward_gain=model.gain,
+        reward_bias=model.bias,
+        held_out_accuracy=asdict(judged[0].accuracy),
+        **metrics,
+    )
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a reward model makes of held-out comparisons: loss, accuracy over their pairs, and calibration."""
+
+    metrics: dict[str, float]
+    accuracy: Estimate
+    calibration: Calibration
+
+    def show(self, stage: Run) -> None:
+        """Say it, and draw the calibration into the run's folder."""
+        low, high = 100 * self.accuracy.low, 100 * self.accuracy.high
+        stage.say(
+            f"held out: {100 * self.accuracy.value:.1f} % of {self.calibration.num_pairs:,} pairs in order "
+            f"({low:.1f} to {high:.1f}); calibration error {100 * self.calibration.expected_error:.1f} points"
+        )
+        if runtime.is_main():
+            axis = plots.Axis("claimed probability of the preferred answer", "how often it is better")
+            bins = self.calibration.bins
+            predicted, observed = [one.predicted for one in bins], [one.observed for one in bins]
+            drawn = plots.calibration_chart(predicted, observed, axis, name="calibration")
+            runtime.write_atomically(stage.folder / "calibration.svg", drawn)
+
+
+def judge_held_out(model: RewardModel, validation: GroupLoader, config: Config) -> Judgement:
+    """Score held-out comparisons in one pass, over all ranks. The claims are those of training: before gain and bias,
+    unless it was trained with them."""
+    device = model.score_head.weight.device
+    score = model if config.head.normalise_before else model.raw_scores
+    was_training = model.training
+    model.eval()
+    parts: list[tuple[list[float], list[tuple[int, int, int]], list[int]]] = []
+    with torch.inference_mode(), runtime.autocast(device, config.train.dtype):
+        for step in range(validation.steps_per_epoch):
+            batch = validation.batch_at(0, step)
+            found = score(
+                batch["tokens"].to(device), documents=batch["documents"].to(device), ends=batch["ends"].to(device)
+            )
+            prompts = [(runtime.rank(), step, group) for group in batch["groups"].tolist()]
+            parts.append((found.float().tolist(), prompts, batch["ranks"].tolist()))
+    model.train(was_training)
+    everything = [part for ranks in runtime.gather_objects(parts) for part in ranks]
+    scores, names, ranks = ([value for part in everything for value in part[at]] for at in range(3))
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    groups = [numbers[name] for name in names]
+    loss = comparison_loss(
+        torch.tensor(scores), groups=torch.tensor(groups), ranks=torch.tensor(ranks), centering=config.head.centering
+    )
+    metrics = {"loss": float(loss.total / loss.weight)}
+    metrics |= {name: float(value / count) for name, (value, count) in loss.metrics.items()}
+    gold = [-float(rank) for rank in ranks]
+    calibration = judge.calibration(scores, gold, groups)
+    metrics["calibration_error"] = calibration.expected_error
+    accuracy = judge.pairwise_accuracy(scores, gold, groups)
+    return Judgement({f"validation/{name}": value for name, value in metrics.items()}, accuracy, calibration)
 
 
 def _read(config: Config) -> tuple[Any, list[Comparison]]:
@@ -118,7 +191,9 @@ def _conversations(comparisons: Sequence[Comparison]) -> list[Conversation]:
 def _normalise(model: RewardModel, comparisons: Sequence[Comparison], chat: ChatFormat, train: TrainConfig) -> None:
     """Set gain and bias on the answers of some of the training comparisons."""
     reader = RewardModelReward(model, chat, dtype=train.dtype)
-    normalise(model, scores=reader.raw_scores(_conversations(comparisons[:_NORMALISED_OVER])))
+    answers = list(accumulate(len(comparison.responses) for comparison in comparisons))
+    enough = bisect_left(answers, _NORMALISED_OVER) + 1
+    normalise(model, scores=reader.raw_scores(_conversations(comparisons[:enough])))
 
 
 def _groups(comparisons: Sequence[Comparison], chat: ChatFormat) -> list[Group]:

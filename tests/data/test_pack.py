@@ -33,6 +33,17 @@ def best_fit_by_search(lengths, capacity):
     return bins, rooms
 
 
+def test_rounded_rows_are_at_most_an_eighth_more():
+    for count in range(1, 200):
+        rows = len(pack([sample([1, 2])] * count, 2, pad=PAD, round_rows=True)["tokens"])
+        assert count <= rows <= count * 9 / 8
+    assert [len(pack([sample([1, 2])] * n, 2, pad=PAD, round_rows=True)["tokens"]) for n in (15, 17, 33)] == [
+        15,
+        18,
+        36,
+    ]
+
+
 # --- best fit -------------------------------------------------------------------------------------------------
 
 
