@@ -1,0 +1,28 @@
+"""What of a model decides its outputs, as one value: what was computed with other weights must not be reused.
+
+Every in-place change of a tensor that torch can see moves its version, and every exchange moves its address: optimizer
+steps, `load_state_dict`, merging, `to(dtype)`. Adapters add their switches. What torch cannot see are writes through
+`tensor.data` or numpy; whoever does that calls `Engine.reset`.
+"""
+
+from collections.abc import Hashable
+
+from torch import Tensor, nn
+
+from chatloom.adapters.lora import LoRA
+
+
+def version(model: nn.Module) -> Hashable:
+    """Equal as long as nothing that a forward pass reads was changed; about 50 microseconds for a hundred layers."""
+    found: list[Hashable] = []
+    for module in model.modules():
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                found.append(_of(tensor))
+        if isinstance(module, LoRA):
+            found.append((module.enabled, module.scale))
+    return tuple(found)
+
+
+def _of(tensor: Tensor) -> Hashable:
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version, tensor.dtype
