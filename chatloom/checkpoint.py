@@ -156,11 +156,6 @@ def save_pretrained(
     """
     folder = Path(folder)
     trunk = model.trunk if isinstance(model, RewardModel) else model
-    if adapters.is_adapted(trunk):
-        raise ValueError(
-            "the model has an adapter; save that alone (checkpoint.save_adapter), or write LoRA into the weights first "
-            "(adapters.merge and adapters.detach)"
-        )
     tokenizer = chat.tokenizer
     if tokenizer.vocab_size > trunk.config.vocab_size:
         raise ValueError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {trunk.config.vocab_size}")
@@ -189,7 +184,15 @@ def save_pretrained(
 
 
 def stored(model: Decoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A model's `config.json` and tensors as Hugging Face has them, without special tokens and dtype."""
+    """A model's `config.json` and tensors as Hugging Face has them, without special tokens and dtype.
+
+    Raises ValueError for one with an adapter, which these have no place for.
+    """
+    if adapters.is_adapted(model):
+        raise ValueError(
+            "the model has an adapter; save that alone (checkpoint.save_adapter), or write LoRA into the weights first "
+            "(adapters.merge and adapters.detach)"
+        )
     config = model.config.to_huggingface()
     return config, to_huggingface(model.state_dict(), _module_of(config).WEIGHT_NAMES, model.config)
 
@@ -248,17 +251,22 @@ def _read(ref: Path | str, dtype: str | None) -> _Source:
 
 
 def load_chat(ref: Path | str) -> ChatFormat:
-    """A model's tokenizer and chat template, without its weights."""
+    """A model's tokenizer and chat template, without its weights; an adapter without any has its base's."""
     path = catalogue.resolve(ref)
     if path.is_file():
         found = gguf.read_model(path)
         return ChatFormat(found.tokenizer, found.template or NO_TEMPLATE)
+    if adapter_files.is_adapter(path) and not (path / "tokenizer.json").exists():
+        return load_chat(_base_of(adapter_files.read_adapter(path)))
     return ChatFormat(Tokenizer.load(path), ChatTemplate.load(path) or ChatTemplate(NO_TEMPLATE))
 
 
 def _family_config(config: dict[str, Any], path: Path) -> Any:
+    module = _module_of(config)
     try:
-        return _module_of(config).Config.from_huggingface(config)
+        return module.Config.from_huggingface(config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     except KeyError as error:
         raise ValueError(f"{path} has no {error}, which a {config['model_type']} needs") from error
     except (TypeError, AttributeError, ArithmeticError) as error:
@@ -449,27 +457,17 @@ def _open_adapter(
 ) -> tuple[Pretrained, Tensor | None, adapter_files.Base]:
     """The adapted model, the weight of its score head, and what is known of its base."""
     saved = adapter_files.read_adapter(folder)
-    try:
-        path = _located(saved.base_path())
-    except ValueError as error:
-        where = adapter_files.BASE if saved.base.digest else adapter_files.CONFIG
-        raise ValueError(
-            f"{folder} is an adapter, and its base model {saved.base_path()} is not there; put it there, or say in "
-            f"{where} where it is ({error})"
-        ) from error
-    if path.resolve() == folder.resolve():
-        raise ValueError(f"{folder} is an adapter that names itself as its base model")
+    path = _base_of(saved)
     digest = weights_digest(path)
     if saved.base.digest not in (None, digest):
         raise ValueError(
             f"{folder} is an adapter of another base model: the weights of {path} are not those that it was trained "
             f"on (digest {digest}, not {saved.base.digest})"
         )
-    model, chat = trunk, None
+    model = trunk
     if model is None:
         early = "fp32" if dtype == "fp32" else None  # the update is added before weights are rounded
-        base = load_pretrained(path, device=device, dtype=early)
-        model, chat = base.model, base.chat
+        model = load_pretrained(path, device=device, dtype=early).model
     try:
         score = from_peft(model, models.stored_names(model), saved.config, saved.tensors)
     except (ValueError, KeyError, TypeError) as error:
@@ -480,32 +478,39 @@ def _open_adapter(
     if trunk is None:
         model.to(runtime.pick_dtype(dtype) if dtype else model.embedding.weight.dtype)
     model.eval()
-    if chat is None or (folder / "tokenizer.json").exists():
-        own = folder if (folder / "tokenizer.json").exists() else path
-        chat = ChatFormat(Tokenizer.load(own), ChatTemplate.load(own) or ChatTemplate(NO_TEMPLATE))
-    return Pretrained(model, chat, model.config.to_huggingface()), score, saved.base
+    return Pretrained(model, load_chat(folder), model.config.to_huggingface()), score, saved.base
 
 
-def is_adapter_of(folder: Path | str, base: Path | str) -> bool:
+def _base_of(saved: adapter_files.SavedAdapter) -> Path:
+    """The folder or file of an adapter's base model. ValueError if there is none."""
+    folder = saved.folder
+    try:
+        path = catalogue.resolve(saved.base_path())
+    except ValueError as error:
+        where = adapter_files.BASE if saved.base.digest else adapter_files.CONFIG
+        raise ValueError(
+            f"{folder} is an adapter, and its base model {saved.base_path()} is not there; put it there, or say in "
+            f"{where} where it is ({error})"
+        ) from error
+    if path.resolve() == folder.resolve():
+        raise ValueError(f"{folder} is an adapter that names itself as its base model")
+    return path
+
+
+def is_adapter_of(ref: Path | str, base: Path | str) -> bool:
     """Whether a folder is an adapter of the model at `base`, so that it can be put on that model's weights."""
+    folder = catalogue.resolve(ref)
     if not adapter_files.is_adapter(folder):
         return False
-    saved = adapter_files.read_adapter(Path(folder))
+    saved = adapter_files.read_adapter(folder)
     if saved.base.digest is None:
-        return Path(saved.base_path()).resolve() == Path(base).resolve()
+        return _base_of(saved).resolve() == catalogue.resolve(base).resolve()
     return saved.base.digest == weights_digest(base)
-
-
-def _located(ref: Path | str) -> Path:
-    """The folder or file of a model. ValueError if there is none."""
-    if not Path(ref).exists():
-        raise ValueError(f"there is no model folder {ref}")
-    return Path(ref)
 
 
 def weights_digest(ref: Path | str) -> str:
     """Sixteen hex digits of a model's weights: a file's, or those of all safetensors files of a folder."""
-    path = _located(ref)
+    path = catalogue.resolve(ref)
     if path.is_file():
         return file_digest(path)
     files = sorted(path.glob("*.safetensors"))

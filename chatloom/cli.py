@@ -33,6 +33,8 @@ VERBS = {
     "export": ("chatloom.stages.export", "write a model as a Hugging Face folder or a GGUF file"),
 }
 _TAKE_A_REF = ("chat", "export", "doctor")  # `chatloom chat REF` is `chatloom chat --model REF`
+# Those that make the same tensors over and over.
+_TRAINING = ("quickstart", "pretrain", "sft", "rank", "reward", "ppo")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verb in _TAKE_A_REF and options and not options[0].startswith("-"):
             options = ["--model", *options]
         config = parse(verb, module.Config, options)
+        if verb in _TRAINING:
+            runtime.keep_freed_memory()
         with runtime.distributed():
             outcome = module.run(config)
     except KeyboardInterrupt:
@@ -62,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         advice = "; free some space and give the same command again: it goes on where it stopped" if full else ""
         _complain(f"{error}{advice}")
         return 2
-    return 1 if getattr(outcome, "problems", None) else 0
+    problems = getattr(outcome, "problems", None)
+    return 1 if isinstance(problems, list) and problems else 0
 
 
 def parse(verb: str, config: type[Any], options: Sequence[str]) -> Any:

@@ -28,7 +28,8 @@ alone).
 
 The last column is the largest absolute difference of fp32 logits between this code and transformers for a tiny random
 model and two rows of 48 tokens (`python tests/parity/test_transformers_models.py` measures it again). Rotary scaling:
-`linear`, `dynamic` (within the trained context, where it changes nothing), `yarn` and `llama3`.
+`linear`, `dynamic` (within the trained context, where it changes nothing), `yarn`, `llama3` and Phi-3's `longrope`
+(within the trained context).
 
 | family | what it is | worth knowing | sizes (layers x width) | difference |
 |---|---|---|---|---|

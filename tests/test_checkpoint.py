@@ -5,11 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from chatloom import checkpoint
+from chatloom import checkpoint, models
 from chatloom.chat.render import ChatFormat
 from chatloom.chat.templates import CHATLOOM_TEMPLATE
 from chatloom.models import RewardModel, llama
+from chatloom.testing.models import tiny_config
+from chatloom.testing.tokenizer import byte_tokenizer
 from chatloom.tokenizers.bpe import train_tokenizer
+
+# What takes no memory however large it is.
+COSTLESS = ("window", "experts_per_token", "query_scale", "window_from_layer", "full_every")
 
 
 @pytest.fixture
@@ -122,11 +127,11 @@ def test_a_config_of_a_larger_model_takes_no_memory(folder: Path) -> None:
         ({"num_hidden_layers": 10**9}, "1,000,000,000 layers, and there are"),
         ({"intermediate_size": 10**10}, "asks for .* weights, and"),
         ({"max_position_embeddings": 10**12}, "asks for a context of 1,000,000,000,000"),
-        ({"hidden_size": 0}, "at least 1"),
-        ({"num_attention_heads": 0}, "config.json"),
+        ({"hidden_size": 0}, "width is 0"),
+        ({"num_attention_heads": 0}, "num_heads is 0"),
         ({"num_hidden_layers": "two"}, "num_layers is 'two'"),
         ({"vocab_size": -5}, "vocab_size is -5"),
-        ({"hidden_size": None}, "config.json"),
+        ({"hidden_size": None}, "width is None"),
     ):
         before = (folder / "config.json").read_text()
         edit(folder, **changes)
@@ -153,3 +158,18 @@ def test_damaged_safetensors_are_an_error_or_other_numbers(folder: Path) -> None
     weights.write_bytes((2**62).to_bytes(8, "little") + whole[8:])
     with pytest.raises(ValueError, match="not a whole safetensors file"):
         checkpoint.load_pretrained(folder)
+
+
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_no_family_takes_memory_for_a_larger_config(family: str, tmp_path: Path) -> None:
+    """Every size of every family: refused by what the file holds, and the file itself still opens."""
+    model = models.build(tiny_config(family))
+    checkpoint.save_pretrained(tmp_path / "m", model, ChatFormat(byte_tokenizer(), CHATLOOM_TEMPLATE))
+    assert checkpoint.load_pretrained(tmp_path / "m").model.config.width == 32
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    for stored, ours in models.family(family).Config.KEYS.items():
+        if not isinstance(value := config[stored], int) or isinstance(value, bool) or ours in COSTLESS:
+            continue
+        (tmp_path / "m" / "config.json").write_text(json.dumps(config | {stored: 10**9}))
+        with pytest.raises(ValueError, match=r"config\.json"):
+            checkpoint.load_pretrained(tmp_path / "m")

@@ -59,7 +59,10 @@ def test_help_of_a_verb_has_every_field_and_says_what_it_does(verb: str, capsys:
     assert str(config.__doc__).split("\n")[0][:40] in words
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("quickstart", "chat", "rank", "tokenizer")])
+NO_STAGE = ("quickstart", "chat", "rank", "tokenizer", "export", "doctor")
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in NO_STAGE])
 def test_every_stage_has_model_data_and_output_dir(verb: str) -> None:
     assert {"model", "data", "output_dir"} <= {field.name for field in dataclasses.fields(config_of(verb))}
 

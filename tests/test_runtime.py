@@ -1,3 +1,6 @@
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,3 +64,27 @@ def test_alone_every_reduction_is_the_identity() -> None:
     assert (runtime.rank(), runtime.world_size(), runtime.is_main()) == (0, 1, True)
     assert runtime.sum_across_ranks(torch.tensor(2.0)) == 2
     assert runtime.gather_objects("x") == ["x"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it asks glibc")
+def test_freed_memory_is_kept_for_the_next_tensor() -> None:
+    # In a process of its own, because it cannot be undone.
+    code = """
+import resource, torch
+from chatloom import runtime
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(50_000_000, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+given_back = faults()
+assert runtime.keep_freed_memory()
+faults()
+faults()
+print(given_back, faults())
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    given_back, kept = map(int, found)
+    assert given_back > 50
+    assert kept < given_back / 10

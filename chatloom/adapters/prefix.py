@@ -24,7 +24,7 @@ class PrefixTuning(nn.Module):
         device = decoder.embedding.weight.device
         tokens = torch.randint(config.vocab_size, (num_tokens,), device=device)
         with torch.no_grad():
-            drawn = keys_and_values(decoder, decoder.embedding(tokens)[None])
+            drawn = keys_and_values(decoder, decoder.embed(tokens)[None])
         stacked = torch.stack(drawn, dim=1)  # (L, 2, G, P, D)
         self.prompt_embeddings = nn.Parameter(stacked.permute(3, 0, 1, 2, 4).reshape(num_tokens, -1).float())
 

@@ -21,7 +21,7 @@ class PromptTuning(nn.Module):
         self.num_tokens = num_tokens
         device = decoder.embedding.weight.device
         tokens = torch.randint(decoder.config.vocab_size, (num_tokens,), device=device)
-        self.prompt_embeddings = nn.Parameter(decoder.embedding.weight.detach()[tokens].float())  # (P, C)
+        self.prompt_embeddings = nn.Parameter(decoder.embed(tokens).detach().float())  # (P, C)
 
     def forward(self, decoder: Any) -> tuple[Tensor, Tensor]:
         """Keys and values, each (L, G, P, D)."""

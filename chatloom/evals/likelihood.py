@@ -111,7 +111,7 @@ def measure(
     nats = np.zeros(len(documents))
     for owner, amount in zip(
         (number for number, _ in chunks),
-        _chunk_nats(model, [chunk for _, chunk in chunks], length, batch_rows, autocast, tokenizer.pad),
+        _chunk_nats(model, [chunk for _, chunk in chunks], length, batch_rows, autocast, tokenizer.filler),
     ):
         nats[owner] += amount
     return Likelihood(

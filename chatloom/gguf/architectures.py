@@ -9,20 +9,24 @@ llama's queries and keys are reordered, GPT-2's matrices turned, Gemma's norms h
 joined query/key/value matrices are sorted by part and not by head.
 """
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from gguf.constants import MODEL_ARCH, MODEL_ARCH_NAMES
 from gguf.tensor_mapping import get_tensor_name_map
+from numpy.typing import NDArray
 from torch import Tensor
 
+from chatloom import models
 from chatloom.config import nearest
 from chatloom.models.weights import Joined
 
 Shape = Mapping[str, Any]  # a config.json
+Shapes = Mapping[str, tuple[int, ...]]  # of a file's tensors, by GGUF name
 Change = Callable[[str, Tensor, Shape], Tensor]  # (Hugging Face name, tensor, config.json) -> tensor
 
 
@@ -32,11 +36,15 @@ def _same(name: str, tensor: Tensor, config: Shape) -> Tensor:
 
 @dataclass(frozen=True)
 class Architecture:
-    """One row of the table. `keys`: config.json key -> metadata key without `architecture.`; `fixed`: always so."""
+    """One row of the table.
+
+    `keys`: config.json key -> metadata key without `architecture.`; `seen`: config.json key -> the tensor that is there
+    if it is true.
+    """
 
     model_type: str
     keys: Mapping[str, str]
-    fixed: Mapping[str, Any] = field(default_factory=dict)
+    seen: Mapping[str, str] = field(default_factory=dict)
     from_gguf: Change = _same
     to_gguf: Change = _same
 
@@ -120,7 +128,13 @@ _GEMMA2 = _LLAMA_LIKE | {
 }
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "llama": Architecture("llama", _LLAMA_LIKE, from_gguf=_pairs_apart, to_gguf=_pairs_together),
+    "llama": Architecture(
+        "llama",
+        _LLAMA_LIKE,
+        {"attention_bias": "blk.0.attn_q.bias", "mlp_bias": "blk.0.ffn_gate.bias"},
+        from_gguf=_pairs_apart,
+        to_gguf=_pairs_together,
+    ),
     "qwen2": Architecture("qwen2", _LLAMA_LIKE),
     "qwen3": Architecture("qwen3", _LLAMA_LIKE),
     "phi3": Architecture("phi3", _LLAMA_LIKE),
@@ -135,6 +149,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "layer_norm_eps": "attention.layer_norm_epsilon",
             "use_parallel_residual": "use_parallel_residual",
         },
+        {"use_qkv_bias": "blk.0.attn_q.bias"},
     ),
     "gpt2": Architecture(
         "gpt2",
@@ -173,8 +188,15 @@ ARCHITECTURES: dict[str, Architecture] = {
         to_gguf=_joined_by_part,
     ),
 }
+# What a file does not say of LLaMA 3.1's rotary scaling.
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 # Other `model_type`s that llama.cpp runs as one of these.
 _RUN_AS = {"mistral": "llama"}
+# Gemma's scores are divided by the root of the head's width, but for the models with so many layers.
+_BY_MEAN_WIDTH = {"gemma2": 46, "gemma3": 62}
+# Fields that only training reads, and one that says nothing without a window.
+_NOT_SAID = ("initializer_range", "window_from_layer")
+EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 
 
 def architecture_of(name: Any, path: object) -> Architecture:
@@ -200,9 +222,23 @@ def name_of(model_type: str) -> str:
 # --- configuration ----------------------------------------------------------------------------------------------
 
 
-def config_from(metadata: Mapping[str, Any], name: str, architecture: Architecture) -> dict[str, Any]:
-    """The `config.json` that the metadata of a file stands for, less what its tensors say (vocabulary, tied head)."""
-    config: dict[str, Any] = {"model_type": architecture.model_type, **architecture.fixed}
+def config_from(
+    metadata: Mapping[str, Any],
+    name: str,
+    architecture: Architecture,
+    shapes: Shapes,
+    factors: NDArray[np.float32] | None,
+) -> dict[str, Any]:
+    """The `config.json` that a file stands for.
+
+    Args:
+        metadata: the file's.
+        name: its `general.architecture`.
+        architecture: the row of that.
+        shapes: of its tensors, by GGUF name.
+        factors: what its rotary frequencies are divided by, (D/2,), if it says so.
+    """
+    config: dict[str, Any] = {"model_type": architecture.model_type}
     for key, stored in architecture.keys.items():
         value = metadata.get(f"{name}.{stored}")
         if isinstance(value, np.ndarray):  # one number a layer, which must be the same
@@ -211,9 +247,54 @@ def config_from(metadata: Mapping[str, Any], name: str, architecture: Architectu
             value = value.tolist()[0]
         if value is not None:
             config[key] = _shortest(value)
+    config |= {key: tensor in shapes for key, tensor in architecture.seen.items()}
+    config |= {"vocab_size": shapes[EMBEDDING][0], "tie_word_embeddings": _HEAD not in shapes}
+    if name in _BY_MEAN_WIDTH:
+        config["query_pre_attn_scalar"] = _score_width(config, name)
     config |= _rope(metadata, name, config)
+    if factors is not None and not np.all(factors == 1):
+        config["rope_parameters"] = llama3_rope(factors, config)
+    if name == "gemma3" and "rope_parameters" in config:
+        config["rope_parameters"] = {"full_attention": config["rope_parameters"]}
     _check_rotary_width(metadata, name, config)
     return config
+
+
+def _score_width(config: Shape, name: str) -> Any:
+    heads, layers = config.get("num_attention_heads"), config.get("num_hidden_layers")
+    if layers == _BY_MEAN_WIDTH[name] and isinstance(heads, int) and heads > 0:
+        return config.get("hidden_size", 0) // heads
+    return config.get("head_dim", 256)
+
+
+def check_said(
+    config: Shape, metadata: Mapping[str, Any], name: str, shapes: Shapes, factors: NDArray[np.float32] | None
+) -> None:
+    """Read what is to be written: ValueError if it is another model, because GGUF has no place for what it does."""
+    ours: Any = models.family(config["model_type"]).Config.from_huggingface(dict(config))
+    architecture = ARCHITECTURES[name]
+    read = models.family(architecture.model_type).Config.from_huggingface(
+        config_from(metadata, name, architecture, shapes, factors)
+    )
+    for each in fields(ours):
+        wanted, found = getattr(ours, each.name), getattr(read, each.name, None)
+        if each.name in _NOT_SAID or wanted == found:
+            continue
+        if isinstance(wanted, float) and isinstance(found, float) and math.isclose(wanted, found, rel_tol=1e-6):
+            continue
+        if each.name == "window" and _window_is_idle(ours):
+            continue
+        if each.name == "inner_width" and wanted is None and found == 4 * ours.width:  # which is what None stands for
+            continue
+        raise ValueError(
+            f"a {config['model_type']} with {each.name}={wanted!r} cannot be written as GGUF, where it would be "
+            f"{found!r}; use --to hf"
+        )
+
+
+def _window_is_idle(ours: Any) -> bool:
+    whole = ours.window is None or ours.window >= ours.context_length
+    return whole or getattr(ours, "window_from_layer", 0) >= ours.num_layers
 
 
 def _shortest(value: Any) -> Any:
@@ -233,6 +314,42 @@ def _rope(metadata: Mapping[str, Any], name: str, config: Shape) -> dict[str, An
     return {"rope_parameters": rope | {"rope_theta": 10_000.0 if theta is None else theta}}
 
 
+def llama3_factors(head_width: int, theta: float, factor: float) -> NDArray[np.float32]:
+    """By how much LLaMA 3.1 slows each rotary frequency, (D/2,): long waves by `factor`, short ones not at all."""
+    frequencies = theta ** (-np.arange(0, head_width, 2, dtype=np.float64) / head_width)
+    turns = LLAMA3["original_max_position_embeddings"] * frequencies / (2 * np.pi)  # in the context of pretraining
+    low, high = LLAMA3["low_freq_factor"], LLAMA3["high_freq_factor"]
+    share = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return (1 / ((1 - share) / factor + share)).astype(np.float32)
+
+
+def rope_factors(config: Shape, metadata: Mapping[str, Any], name: str) -> NDArray[np.float32] | None:
+    """The factors that are to be written for a `config.json`, if there are any."""
+    rope = _full_rope(config)
+    if rope.get("rope_type") != "llama3":
+        return None
+    return llama3_factors(metadata[f"{name}.rope.dimension_count"], rope["rope_theta"], rope["factor"])
+
+
+def _full_rope(config: Shape) -> Mapping[str, Any]:
+    """How the layers that see everything turn."""
+    rope: Mapping[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    full: Mapping[str, Any] = rope.get("full_attention", rope)
+    return full
+
+
+def llama3_rope(stored: NDArray[np.float32], config: Shape) -> dict[str, Any]:
+    """`rope_parameters` that the factors of a file stand for, which holds their result alone (rope_freqs).
+
+    Raises ValueError where they are not those of LLaMA 3.1, whose other numbers every model has kept.
+    """
+    theta = float(config.get("rope_theta", 10_000.0))
+    factor = float(stored.max())
+    if not np.allclose(llama3_factors(2 * stored.size, theta, factor), stored, rtol=1e-3):
+        raise ValueError("rope_freqs.weight scales rotary positions in a way that is not LLaMA 3.1's")
+    return {"rope_type": "llama3", "rope_theta": theta, "factor": factor, **LLAMA3}
+
+
 def _check_rotary_width(metadata: Mapping[str, Any], name: str, config: dict[str, Any]) -> None:
     """Note the share of a head's channels that turn, for families that know one; refuse it for the others."""
     turned = metadata.get(f"{name}.rope.dimension_count")
@@ -246,7 +363,7 @@ def _check_rotary_width(metadata: Mapping[str, Any], name: str, config: dict[str
 
 def metadata_of(config: Shape, name: str) -> dict[str, Any]:
     """Metadata of a `config.json`, by full key. Raises ValueError for what GGUF cannot say."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope = _full_rope(config)
     config = {**config, **{key: rope[key] for key in ("rope_theta",) if key in rope}}
     found = {
         f"{name}.{stored}": config[key]
@@ -261,8 +378,8 @@ def metadata_of(config: Shape, name: str) -> dict[str, Any]:
         head_width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
         found[f"{name}.rope.dimension_count"] = found[f"{name}.attention.key_length"] = head_width
         found[f"{name}.attention.value_length"] = head_width
-    if name in ("stablelm", "gptneox"):
-        share = config.get("partial_rotary_factor", config.get("rotary_pct", 1.0))
+    if name in ("stablelm", "gptneox", "phi3"):
+        share = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", config.get("rotary_pct", 1.0)))
         width = config["hidden_size"] // config["num_attention_heads"]
         found[f"{name}.rope.dimension_count"] = int(width * share)
     kind = rope.get("rope_type", rope.get("type", "default"))
@@ -271,12 +388,17 @@ def metadata_of(config: Shape, name: str) -> dict[str, Any]:
         found[f"{name}.rope.scaling.factor"] = float(rope["factor"])
         if "original_max_position_embeddings" in rope:
             found[f"{name}.rope.scaling.original_context_length"] = rope["original_max_position_embeddings"]
-    elif kind != "default":
+    elif kind == "llama3" and not LLAMA3.items() <= rope.items():
+        raise ValueError(f"LLaMA 3's rotary scaling with other numbers than {LLAMA3} cannot be written; use --to hf")
+    elif kind not in ("default", "llama3"):
         raise ValueError(f"rotary positions of kind {kind!r} cannot be written as GGUF yet; use --to hf")
     return found
 
 
 # --- tensor names -----------------------------------------------------------------------------------------------
+
+
+_ENDS = (".weight", ".bias")
 
 
 def tensor_names(module: ModuleType, name: str, num_layers: int) -> dict[str, str]:
@@ -288,7 +410,10 @@ def tensor_names(module: ModuleType, name: str, num_layers: int) -> dict[str, st
     for stored in module.WEIGHT_NAMES:
         for layer in range(num_layers) if "{layer}" in stored else (0,):
             theirs = stored.replace("{layer}", str(layer))
-            ours = own.get(stored) or known.get_name(theirs, try_suffixes=(".weight", ".bias"))
+            short = theirs.split(".", 1)[1]  # BLOOM's are listed without `transformer.`
+            ours = own.get(stored) or next(
+                filter(None, (known.get_name(each, _ENDS) for each in (theirs, short))), None
+            )
             if ours is not None:
                 names[str(ours).replace("{layer}", str(layer))] = theirs
     return names

@@ -26,8 +26,8 @@ KINDS = (
     *(Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K),
 )
 TEMPLATE = "tokenizer.chat_template"
-_EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
-_NOT_WEIGHTS = ("rope_freqs.weight",)
+ROPE = "rope_freqs.weight"
+_NOT_WEIGHTS = (ROPE,)
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,11 @@ def read_model(path: Path) -> GgufModel:
         if each.kind not in KINDS:
             known = ", ".join(kind.name for kind in KINDS)
             raise ValueError(f"{path}: {each.name} is quantised as {each.kind.name}; known: {known}")
-    if _EMBEDDING not in stored:
-        raise ValueError(f"{path} has no {_EMBEDDING}, so it is no language model")
-    if "rope_freqs.weight" in stored and not np.all(dequantise(stored["rope_freqs.weight"]).numpy() == 1):
-        raise ValueError(f"{path} scales its rotary positions (rope_freqs), which is not supported yet")
-    config = architectures.config_from(metadata, str(name), architecture)
-    config["vocab_size"] = stored[_EMBEDDING].shape[0]
-    config["tie_word_embeddings"] = _HEAD not in stored
+    if architectures.EMBEDDING not in stored:
+        raise ValueError(f"{path} has no {architectures.EMBEDDING}, so it is no language model")
+    shapes = {key: each.shape for key, each in stored.items()}
+    factors = dequantise(stored[ROPE]).numpy().ravel() if ROPE in stored else None
+    config = architectures.config_from(metadata, str(name), architecture, shapes, factors)
     num_layers = metadata.get(f"{name}.block_count")
     if not isinstance(num_layers, int) or not 0 < num_layers <= len(stored):
         raise ValueError(f"{path}: {name}.block_count is {num_layers}, and there are {len(stored)} tensors")

@@ -8,8 +8,10 @@
 """
 
 import json
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from chatloom.config import nearest
 from chatloom.tokenizers.bpe import SPLIT_PATTERN, Tokenizer
@@ -109,7 +111,7 @@ def _types(metadata: Mapping[str, Any], tokens: Sequence[str]) -> list[int]:
     types = metadata.get("tokenizer.ggml.token_type")
     if types is None:
         return [_NORMAL] * len(tokens)
-    if isinstance(types, str) or not isinstance(types, Sized) or len(types) != len(tokens):
+    if isinstance(types, str) or not isinstance(types, (list, np.ndarray)) or len(types) != len(tokens):
         raise ValueError(f"tokenizer.ggml.token_type must give one of {len(tokens)} types of tokens")
     return [int(kind) for kind in types]
 
@@ -162,7 +164,7 @@ def _byte_level(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str,
 def _sentencepiece(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, Any]:
     """A `tokenizer.json` of sentencepiece's BPE (Kudo and Richardson 2018)."""
     scores = metadata.get("tokenizer.ggml.scores")
-    if isinstance(scores, str) or not isinstance(scores, Sized) or len(scores) != len(tokens):
+    if isinstance(scores, str) or not isinstance(scores, (list, np.ndarray)) or len(scores) != len(tokens):
         raise ValueError("a sentencepiece tokenizer needs one of tokenizer.ggml.scores for each token")
     numbers = [float(score) for score in scores]
     types = _types(metadata, tokens)

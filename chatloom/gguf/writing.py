@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chatloom import models
 from chatloom.gguf import architectures, vocabulary
-from chatloom.gguf.reading import TEMPLATE
+from chatloom.gguf.reading import ROPE, TEMPLATE
 from chatloom.tokenizers.bpe import Tokenizer
 
 TYPES: dict[str, tuple[Kind, LlamaFileType]] = {
@@ -58,7 +58,11 @@ def write_model(
     module = models.family(config["model_type"])
     num_layers = module.Config.from_huggingface(config).num_layers
     names = architectures.tensor_names(module, architecture_name, num_layers)
+    ready = architectures.as_gguf(tensors, names, architecture, config)
     metadata = architectures.metadata_of(config, architecture_name)
+    shapes = {stored: tuple(tensor.shape) for stored, tensor in ready.items()}
+    factors = architectures.rope_factors(config, metadata, architecture_name)
+    architectures.check_said(config, metadata, architecture_name, shapes, factors)
     metadata |= vocabulary.metadata_of(tokenizer, config["vocab_size"])
     if end_of_turn is not None:
         metadata["tokenizer.ggml.eot_token_id"] = end_of_turn
@@ -75,7 +79,9 @@ def write_model(
         writer.add_quantization_version(2)
         for key, value in metadata.items():
             _add(writer, key, value)
-        for stored, tensor in architectures.as_gguf(tensors, names, architecture, config).items():
+        if factors is not None:
+            writer.add_tensor(ROPE, factors)
+        for stored, tensor in ready.items():
             _add_tensor(writer, stored, tensor, number)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

@@ -1,7 +1,6 @@
 """Model families, one file each. `FAMILIES` is the whole registry."""
 
 from types import ModuleType
-from typing import Any
 
 from chatloom.config import nearest
 from chatloom.models import (
@@ -62,6 +61,7 @@ __all__ = [
     "ValueModel",
     "build",
     "family",
+    "module_of",
     "num_parameters",
     "stored_names",
 ]
@@ -76,19 +76,20 @@ def family(name: str) -> ModuleType:
     return FAMILIES[name]
 
 
-def build(config: DecoderConfig) -> Decoder:
-    """A freshly initialised model for a family's config; draws from torch's generator."""
+def module_of(config: DecoderConfig) -> ModuleType:
+    """The family whose `Config` it is; a family that inherits another's is not that other."""
     for module in FAMILIES.values():
         if type(config) is module.Config:
-            model: Any = module.Model(config)
-            assert isinstance(model, Decoder)
-            return model
+            return module
     raise ValueError(f"{type(config).__module__} is not a model family; known: {', '.join(FAMILIES)}")
+
+
+def build(config: DecoderConfig) -> Decoder:
+    """A freshly initialised model for a family's config; draws from torch's generator."""
+    model: Decoder = module_of(config).Model(config)
+    return model
 
 
 def stored_names(model: Decoder) -> dict[str, Joined]:
     """Hugging Face's name of each stored tensor of a model, and the tensors of ours that it holds."""
-    for module in FAMILIES.values():
-        if isinstance(model.config, module.Config):
-            return expanded(module.WEIGHT_NAMES, model.config)
-    raise ValueError(f"{type(model.config).__module__} is not a model family; known: {', '.join(FAMILIES)}")
+    return expanded(module_of(model.config).WEIGHT_NAMES, model.config)

@@ -81,12 +81,17 @@ class Decoder(nn.Module):
                 cache = Prefixed(*self.prefix(self), documents=documents)
             else:
                 cache = Causal() if documents is None else Packed(documents)
-        return self.through(self.embedding(tokens), cache.positions(tokens), cache)
+        return self.through(self.embed(tokens), cache.positions(tokens), cache)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """What tokens (...) are before anything is known of their places: (..., C)."""
+        x: Tensor = self.embedding(tokens)
+        if self.embedding_scale != 1.0:
+            x = x * torch.tensor(self.embedding_scale, dtype=self.embedding.weight.dtype)
+        return x
 
     def through(self, x: Tensor, positions: Tensor, cache: Cache) -> Tensor:
         """Hidden states (B, T, C) of tokens whose embeddings are `x` (B, T, C)."""
-        if self.embedding_scale != 1.0:
-            x = x * torch.tensor(self.embedding_scale, dtype=self.embedding.weight.dtype)
         if self.position_embedding is not None:
             x = x + self.position_embedding(positions + self.position_offset)
         if self.embedding_norm is not None:

@@ -22,7 +22,7 @@ from chatloom.nn.block import Block
 from chatloom.nn.feedforward import SwiGLU
 from chatloom.nn.norms import RMSNorm
 from chatloom.nn.positions import Rotary
-from chatloom.nn.rope_scaling import RopeScaling
+from chatloom.nn.rope_scaling import KINDS, RopeScaling
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,11 @@ def rope_scaling(rope: dict[str, Any]) -> RopeScaling | None:
     if kind == "default":
         return None
     known = {field.name for field in fields(RopeScaling)} - {"rope_type"}
-    given = {name: value for name, value in rope.items() if name in known and value is not None}
-    return RopeScaling(kind, **{"factor": 1.0, **given})
+    given: dict[str, Any] = {name: rope[name] for name in known if rope.get(name) is not None}
+    if kind in KINDS and kind != "longrope" and "factor" not in given:
+        raise ValueError(f"rope scaling {kind!r} needs factor")
+    tables = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    return RopeScaling(kind, **{"factor": 1.0, **given, **tables})
 
 
 class Model(Decoder):

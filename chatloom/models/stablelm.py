@@ -1,7 +1,7 @@
 """Stable LM 2 (Bellagente et al. 2024, section 3): LLaMA's layers with LayerNorm and a quarter of each head turned.
 
-Worth knowing: query, key and value may have biases. The 12B release normalises queries and keys with weights of their
-own for every head (`qk_layernorm`), which is refused. StableLM-alpha is a GPT-NeoX.
+Worth knowing: query, key and value may have biases. The 12B release normalises queries and keys with weights of its own
+for every head and has both halves of a layer side by side. StableLM-alpha is a GPT-NeoX.
 """
 
 from collections.abc import Mapping
@@ -14,6 +14,7 @@ from chatloom.models import llama
 from chatloom.models.weights import Joined
 from chatloom.nn.attention import Attention
 from chatloom.nn.block import Block, ParallelBlock
+from chatloom.nn.norms import LayerNormPerHead
 from chatloom.nn.positions import Rotary
 
 _RENAMED = ("rms_norm_eps", "attention_bias", "mlp_bias")
@@ -26,6 +27,7 @@ class Config(llama.Config):
     tie_embeddings: bool = False
     rotary_share: float = 0.25
     parallel: bool = False
+    head_norms: bool = False
 
     MODEL_TYPE: ClassVar[str] = "stablelm"
     ARCHITECTURE: ClassVar[str] = "StableLmForCausalLM"
@@ -34,8 +36,8 @@ class Config(llama.Config):
         "layer_norm_eps": "norm_epsilon",
         "use_qkv_bias": "attention_bias",
         "use_parallel_residual": "parallel",
+        "qk_layernorm": "head_norms",
     }
-    FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {**llama.Config.FIXED, "qk_layernorm": (False,)}
     ABSENT: ClassVar[Mapping[str, Any]] = {"norm_epsilon": 1e-5, "tie_embeddings": False}
 
     def to_huggingface(self) -> dict[str, Any]:
@@ -72,20 +74,30 @@ class Model(llama.Model):
 
     def attention(self, layer: int, **options: Any) -> Attention:
         """LLaMA's; what it writes has no bias."""
+        config = self.config
+        if config.head_norms:
+            options["query_norm"] = LayerNormPerHead(config.num_heads, config.head_width, epsilon=config.norm_epsilon)
+            options["key_norm"] = LayerNormPerHead(
+                config.num_key_value_heads, config.head_width, epsilon=config.norm_epsilon
+            )
         return super().attention(layer, output_bias=False, **options)
 
 
-# Bellagente et al. 2024, table 2 (2-1.6B), and the model card of 3B-4e1t.
+# Bellagente et al. 2024, table 2 (2-1.6B), and the model cards of the others.
 SIZES = {
     "mini": Config(),
     "2-1.6B": Config(100_352, 4096, 24, 2048, 32, 32, 5632, attention_bias=True),
+    "2-12B": Config(100_352, 4096, 40, 5120, 32, 8, 13_824, parallel=True, head_norms=True),
     "3B-4e1t": Config(50_304, 4096, 32, 2560, 32, 32, 6912),
 }
 
+_STORED, _OURS = "model.layers.{layer}.self_attn", "blocks.{layer}.attention"
 WEIGHT_NAMES: dict[str, str | Joined] = {
     **llama.WEIGHT_NAMES,
     "model.layers.{layer}.input_layernorm.bias": "blocks.{layer}.attention_norm.bias",
     "model.layers.{layer}.post_attention_layernorm.bias": "blocks.{layer}.feedforward_norm.bias",
     "model.norm.bias": "final_norm.bias",
+    f"{_STORED}.q_layernorm.norms.{{head}}.weight": f"{_OURS}.query_norm.norms.{{head}}.weight",
+    f"{_STORED}.k_layernorm.norms.{{head}}.weight": f"{_OURS}.key_norm.norms.{{head}}.weight",
 }
 IGNORED = llama.IGNORED

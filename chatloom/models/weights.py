@@ -1,12 +1,13 @@
 """Translate tensors between a family's Hugging Face names and ours.
 
-A family's `WEIGHT_NAMES` maps each Hugging Face name (with `{layer}`, and `{expert}` in mixtures) to our name, or to a
+A family's `WEIGHT_NAMES` maps each Hugging Face name (with `{layer}`, `{expert}` or `{head}`) to our name, or to a
 `Joined` where one stored tensor holds several of ours. Missing and extra tensors are errors that name them: a weight
 that is silently left at its random initialisation is a bug that looks like a bad model.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Literal, Protocol
 
 import torch
@@ -79,24 +80,26 @@ def head_names(names: WeightNames) -> tuple[str, ...]:
     )
 
 
-def _expand(names: WeightNames, config: Counts) -> Iterator[tuple[str, Joined]]:
-    num_experts = getattr(config, "num_experts", 0)
+def expanded(names: WeightNames, config: Counts) -> dict[str, Joined]:
+    """Every stored name of a model of that config, and the tensors of ours that it holds."""
+    counts = {"layer": config.num_layers, "expert": getattr(config, "num_experts", 0), "head": config.num_heads}
+    found = {}
     for stored, ours in names.items():
         joined = ours if isinstance(ours, Joined) else Joined((ours,))
         joined = replace(joined, groups=config.num_heads) if joined.groups == "heads" else joined
-        for layer in range(config.num_layers) if "{layer}" in stored else (0,):
-            for expert in range(num_experts) if "{expert}" in stored else (0,):
-
-                def numbered(name: str, layer: int = layer, expert: int = expert) -> str:
-                    return name.replace("{layer}", str(layer)).replace("{expert}", str(expert))
-
-                yield numbered(stored), replace(joined, names=tuple(map(numbered, joined.names)))
+        repeated = [name for name in counts if f"{{{name}}}" in stored]
+        for numbers in product(*(range(counts[name]) for name in repeated)):
+            values = dict(zip(repeated, numbers))
+            found[stored.format(**values)] = replace(
+                joined, names=tuple(name.format(**values) for name in joined.names)
+            )
+    return found
 
 
 def to_huggingface(state: Mapping[str, Tensor], names: WeightNames, config: Counts) -> dict[str, Tensor]:
     """Our state dict under Hugging Face names; a name of ours that is absent (a tied head) is left out."""
     stored = {}
-    for name, joined in _expand(names, config):
+    for name, joined in expanded(names, config).items():
         if all(part in state for part in joined.names):
             stored[name] = joined.join([state[part] for part in joined.names])
     return stored
@@ -115,7 +118,7 @@ def from_huggingface(
     Args:
         stored: tensors by Hugging Face name, with or without the base model's prefix (`model.`, `transformer.`).
         names: the family's `WEIGHT_NAMES`.
-        config: how often `{layer}` and `{expert}` names are repeated, and the number of heads.
+        config: how often `{layer}`, `{expert}` and `{head}` names are repeated.
         expected: our names that the model needs, with tensors of the shapes that it needs.
         ignored: endings of stored names that carry no weight (buffers that old checkpoints saved).
 
@@ -124,7 +127,7 @@ def from_huggingface(
     """
     state: dict[str, Tensor] = {}
     used = set()
-    for name, joined in _expand(names, config):
+    for name, joined in expanded(names, config).items():
         short = name.split(".", 1)[1]
         found = name if name in stored else short if short in stored else None
         if found is None or not any(part in expected for part in joined.names):
@@ -148,8 +151,3 @@ def from_huggingface(
         if tensor.shape != expected[name].shape:
             raise ValueError(f"{name} is {tuple(tensor.shape)}, but config.json asks for {tuple(expected[name].shape)}")
     return state
-
-
-def expanded(names: WeightNames, config: Counts) -> dict[str, Joined]:
-    """A family's `WEIGHT_NAMES` with every layer's names written out."""
-    return dict(_expand(names, config))

@@ -62,15 +62,16 @@ _BLOCKWISE_UP_TO = 512
 
 
 class Mask:
-    """Who sees whom in one forward pass: what the layers share is made once.
+    """Who sees whom in one forward pass; what the layers share is made once.
 
-    `seen` is (B or 1, 1, T, S) bool; None is all that came before. `distance` is (B, 1, T, S), how far behind its
-    query a key stands; None is the distance within the row.
+    `seen` is (B or 1, 1, T, S) bool; None is all that came before. `places` are where the queries (B, T) and the keys
+    (B or 1, S) stand; None is their index in the row. Distances of all pairs are made only where a rule asks for them:
+    they take eight times the memory of `seen`.
     """
 
-    def __init__(self, seen: Tensor | None, distance: Tensor | None = None) -> None:
+    def __init__(self, seen: Tensor | None, places: tuple[Tensor, Tensor] | None = None) -> None:
         self._seen = seen
-        self._distance = distance
+        self._places = places
         self._made: dict[tuple[object, ...], Tensor] = {}
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
@@ -78,7 +79,7 @@ class Mask:
         key, value = _share_heads(query, key, value)
         if rule.softcap is not None:
             return _attend_capped(query, key, value, self.floor(query, rule), rule)
-        own = query.shape[2] == key.shape[2] and self._distance is None  # nothing cached beside them
+        own = self._places is None  # no keys beside the row's own
         if own and query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.shape[2] <= _BLOCKWISE_UP_TO:
             return attend_blockwise(query, key, value, self.floor(query, rule), rule.scale)
         mask = self.floor(query, rule) if rule.alibi else self.seen(query, rule)
@@ -88,7 +89,7 @@ class Mask:
 
     def seen(self, query: Tensor, rule: Rule) -> Tensor | None:
         """(B or 1, 1, T, S) bool; None where all that came before is seen."""
-        if rule.window is None or (self._distance is None and rule.window >= query.shape[2]):
+        if rule.window is None or (self._places is None and rule.window >= query.shape[2]):
             return self._seen
         key = ("seen", query.shape[2], rule.window)
         if key not in self._made:
@@ -110,8 +111,9 @@ class Mask:
         return self._made[key]
 
     def _far(self, query: Tensor) -> Tensor:
-        if self._distance is not None:
-            return self._distance
+        if self._places is not None:
+            queries, keys = self._places
+            return (queries[:, :, None] - keys[:, None, :])[:, None]
         index = torch.arange(query.shape[2], device=query.device)
         return (index[:, None] - index)[None, None]
 
@@ -237,8 +239,8 @@ class Dense:
         self._make_room()
         self._index = self._index.clamp_(max=self.keys.shape[3] - 1)
         slots = torch.arange(self._span(time), device=tokens.device)
-        distance = (self._index[:, :, None] - slots)[:, None]  # (B, 1, T, S)
-        self._mask = Mask(distance >= 0, distance)
+        seen = (self._index[:, :, None] >= slots)[:, None]  # (B, 1, T, S)
+        self._mask = Mask(seen, (self._index, slots[None]))
         return self._index
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, rule: Rule = PLAIN) -> Tensor:

@@ -38,7 +38,7 @@ class Experts(nn.Module):
         if self.renormalise:
             weights = weights / weights.sum(-1, keepdim=True)
         order = chosen.flatten().argsort(stable=True)  # the N * k choices, expert by expert
-        counts = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
+        counts = self.counts(chosen, len(self.experts))
         source = order // self.experts_per_token  # whose choice it is
         shares = weights.flatten()[order, None].to(x.dtype)
         parts = zip(self.experts, torch.split(tokens[source], counts))
@@ -46,6 +46,12 @@ class Experts(nn.Module):
         answers = torch.cat([expert(part) for expert, part in parts]) * shares
         mixed = torch.zeros_like(tokens, dtype=answers.dtype).index_add(0, source, answers)
         return mixed.view(x.shape)
+
+    @staticmethod
+    def counts(chosen: Tensor, num_experts: int) -> list[int]:
+        """How often each expert is chosen."""
+        counts: list[int] = chosen.flatten().bincount(minlength=num_experts).tolist()
+        return counts
 
 
 def load_balancing(routing: Tensor, *, experts_per_token: int) -> Tensor:

@@ -34,6 +34,20 @@ class RMSNorm(nn.Module):
         return normalised.to(x.dtype)
 
 
+class LayerNormPerHead(nn.Module):
+    """LayerNorm over each head of (B, H, T, D), without biases and with weights of its own for every head."""
+
+    def __init__(self, num_heads: int, width: int, *, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=epsilon, bias=False) for _ in range(num_heads))
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, T, D) -> (B, H, T, D)."""
+        weights = torch.stack([norm.get_parameter("weight") for norm in self.norms])[:, None]  # (H, 1, D)
+        return nn.functional.layer_norm(x, x.shape[-1:], eps=self.epsilon) * weights.to(x.dtype)
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:

@@ -39,7 +39,7 @@ class Prefixed:
         seen = torch.cat((prefix, own), dim=2)[:, None]  # (B or 1, 1, T, P + T)
         virtual = torch.arange(self.num_tokens, device=tokens.device).expand(batch, -1)
         keys = torch.cat((virtual, positions), dim=1)  # (B, P + T), where each key stands
-        self._mask = Mask(seen, (positions[:, :, None] - keys[:, None, :])[:, None])
+        self._mask = Mask(seen, (positions, keys))
         return positions
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, rule: Rule = PLAIN) -> Tensor:

@@ -6,6 +6,8 @@
   that moves while a text grows would turn cached keys and full ones by different angles.
 * `yarn`: fast channels stay, slow ones are interpolated, those between are mixed (Peng et al. 2023, section 3.2), and
   all are scaled for the longer context's softer attention (section 3.3).
+* `longrope`: every pair has a divisor of its own, one table for rows within the trained context and one for longer ones
+  (Ding et al. 2024; Phi-3). Here rows are within it, for the reason given for `dynamic`.
 * `llama3`: as yarn's, with bounds in wavelengths and no scaling (Llama 3.1; Grattafiori et al. 2024, section 3.4.1).
 """
 
@@ -16,8 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-KINDS = ("linear", "dynamic", "yarn", "llama3")
-_NEEDED = {"llama3": ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
+KINDS = ("linear", "dynamic", "yarn", "llama3", "longrope")
+_NEEDED = {
+    "llama3": ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
+}
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class RopeScaling:
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
+    short_factor: tuple[float, ...] | None = None
+    long_factor: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.rope_type not in KINDS:
@@ -55,6 +62,8 @@ class RopeScaling:
             return frequencies / self.factor, 1.0
         if self.rope_type == "llama3":
             return self._llama3(frequencies, original), 1.0
+        if self.rope_type == "longrope":
+            return self._longrope(frequencies), self._longrope_magnitude(original)
         if self.rope_type == "yarn":
             return self._yarn(frequencies, theta, original), self._magnitude()
         return frequencies, 1.0
@@ -65,6 +74,17 @@ class RopeScaling:
         turns = original * frequencies / (2 * math.pi)  # of each pair over the trained context
         share = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
         return frequencies * torch.lerp(torch.full_like(share, 1 / self.factor), torch.ones(()), share.clamp(0, 1))
+
+    def _longrope(self, frequencies: Tensor) -> Tensor:
+        assert self.short_factor is not None
+        if len(self.short_factor) != len(frequencies):
+            raise ValueError(f"short_factor has {len(self.short_factor)} numbers; there are {len(frequencies)} pairs")
+        return frequencies / torch.tensor(self.short_factor, dtype=torch.float32)
+
+    def _longrope_magnitude(self, original: int) -> float:
+        if self.attention_factor is not None:
+            return self.attention_factor
+        return 1.0 if self.factor <= 1 else math.sqrt(1 + math.log(self.factor) / math.log(original))
 
     def _yarn(self, frequencies: Tensor, theta: float, original: int) -> Tensor:
         pairs = len(frequencies)

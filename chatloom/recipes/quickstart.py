@@ -66,7 +66,7 @@ class Amounts:
     sft_epochs: int = 1
     ranked_prompts: int = 1_600
     ppo_prompts: int = 4_000
-    ppo_iterations: int = 12
+    ppo_iterations: int = 16
     episodes: int = 256
     evaluated: int = 400
     held_out_documents: int = 300
@@ -136,7 +136,7 @@ def stages(config: Config) -> dict[str, tuple[Any, Any]]:
             critic_only_iterations=1,
             anneal_learning_rate=True,
             warmup_iterations=1,
-            kl_coefficient=0.35,
+            kl_coefficient=0.2,
             actor_ema_decay=None,
             ptx_coefficient=0.1,
             ptx_rows=8,

@@ -212,7 +212,7 @@ class PPO:
         return pack_episodes(
             [rollouts[index] for index in chosen.tolist()],
             row_length=self.config.ppo_row_length or fitting_row_length(longest, self._context_length),
-            pad=self.chat.tokenizer.pad,
+            pad=self.chat.tokenizer.filler,
             padding_side=self.config.padding_side,
             read_prompt=self.config.read_prompt,
         )
@@ -281,7 +281,7 @@ class PPO:
         if not suspicious:
             return []
         options: dict[str, Any] = {
-            "pad": self.chat.tokenizer.pad,
+            "pad": self.chat.tokenizer.filler,
             "context_length": self._context_length,
             "temperature": self.config.rollout_temperature,
             "padding_side": self.config.padding_side,

@@ -27,11 +27,6 @@ def check_setup(
 
     `dropouts` are those of the actor's and the critic's training configs.
     """
-    if chat.tokenizer.pad in chat.stop_tokens:
-        raise ValueError(
-            f"the pad token {chat.tokenizer.pad} also ends a response, so the two could not be told apart (detail 2); "
-            "give the tokenizer a pad token of its own"
-        )
     if (config.ptx_coefficient > 0) != has_ptx:
         given = "pretraining text was given" if has_ptx else "no pretraining text was given"
         raise ValueError(

@@ -119,7 +119,7 @@ class RewardModelReward:
         assert len(samples) == len(conversations), "every response has a token"
         longest = max(map(len, samples))
         length = self.row_length or fitting_row_length(longest, self.model.trunk.config.context_length)
-        batch = pack(samples, max(length, longest), pad=self.chat.tokenizer.pad, rows_multiple=8)
+        batch = pack(samples, max(length, longest), pad=self.chat.tokenizer.filler, rows_multiple=8)
         documents = batch["documents"]
         if not self.read_prompt:
             documents = documents * 2 + batch["reply"]

@@ -34,7 +34,7 @@ Ctrl-C stops an answer. Anything else that you type is said to the model."""
 class Config:
     """Talk to a model in the terminal."""
 
-    # The folder of a Chatloom run or of a Hugging Face model.
+    # A run, a Hugging Face folder, a .gguf file, a hub id, or a name of the catalogue such as smollm2.
     model: str
     # The system message that opens the conversation.
     system: str | None = None

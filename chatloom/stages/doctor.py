@@ -208,8 +208,9 @@ def _print(config: Config, report: Report, length: int) -> None:
         for name, label in (
             ("inference", "inference"),
             ("sft", "SFT"),
-            ("lora", f"LoRA, rank {memory.LORA_RANK}"),
+            ("lora", f"SFT, LoRA of rank {memory.LORA.adapter_rank}"),
             ("ppo", "PPO, four networks"),
+            ("ppo_lora", "PPO, four LoRAs on one"),
         ):
             sizes.add_row(label, f"{getattr(report.memory, name) / 2**20:,.0f} MiB")
         console.print(sizes)

@@ -260,7 +260,7 @@ def _kl_from_sft(evaluation: _Evaluation, model: Decoder, answers: Sequence[Answ
     rollouts = [answer.rollout for answer in answers]
     config = evaluation.config
     length = fitting_row_length(max(map(len, rollouts)), model.config.context_length)
-    episodes = pack_episodes(rollouts, row_length=length, pad=evaluation.sft.tokenizer.pad)
+    episodes = pack_episodes(rollouts, row_length=length, pad=evaluation.sft.tokenizer.filler)
     options = {"temperature": config.temperature or 1.0, "microbatch_rows": 32, "dtype": config.dtype}
     ours = scoring.logprobs(model, episodes, **options)  # type: ignore[arg-type]
     theirs = scoring.logprobs(evaluation.sft.model, episodes, **options)  # type: ignore[arg-type]

@@ -51,7 +51,7 @@ def loader_options(train: TrainConfig, chat: ChatFormat, context_length: int) ->
         "batch_rows": train.batch_rows,
         "row_length": row_length,
         "seed": train.seed,
-        "pad": tokenizer.pad if tokenizer.pad_token is not None else 0,
+        "pad": tokenizer.filler,
         "rank": runtime.rank(),
         "world_size": runtime.world_size(),
     }

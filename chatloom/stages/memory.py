@@ -21,12 +21,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from chatloom import models, runtime
+from chatloom import adapters, models, runtime
+from chatloom.adapters import AdapterConfig
 from chatloom.models import Decoder, DecoderConfig, RewardModel, ValueModel
+from chatloom.nn.experts import Experts
 from chatloom.objectives import Loss, ppo
 from chatloom.objectives.causal_lm import cross_entropy
 
-LORA_RANK = 16
+LORA = AdapterConfig(adapter="lora")
+ALL = AdapterConfig()  # no adapter: all weights are trained
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -72,10 +75,11 @@ class Memory:
     sft: int
     lora: int
     ppo: int
+    ppo_lora: int
 
 
 def estimate(config: DecoderConfig, *, rows: int, length: int, weights_dtype: torch.dtype, dtype: str) -> Memory:
-    """Rehearse all four.
+    """Rehearse all five; LoRA is that of `--adapter lora` without further options.
 
     Args:
         config: the model's.
@@ -84,11 +88,13 @@ def estimate(config: DecoderConfig, *, rows: int, length: int, weights_dtype: to
         weights_dtype: of the weights when the model is used; training keeps them fp32.
         dtype: of the matrix products in training, "fp32" or "bf16".
     """
+    shape: dict[str, Any] = {"rows": rows, "length": length, "dtype": dtype}
     return Memory(
         inference(config, rows=rows, length=length, dtype=weights_dtype),
-        supervised(config, rows=rows, length=length, dtype=dtype),
-        supervised(config, rows=rows, length=length, dtype=dtype, lora_rank=LORA_RANK),
-        reinforced(config, rows=rows, length=length, dtype=dtype),
+        supervised(config, **shape),
+        supervised(config, **shape, adaptation=LORA),
+        reinforced(config, **shape),
+        reinforced(config, **shape, adaptation=LORA),
     )
 
 
@@ -100,13 +106,13 @@ def _rehearsal() -> Iterator[LiveBytes]:
     torch.set_rng_state(state)
 
 
-# --- the four uses ----------------------------------------------------------------------------------------------
+# --- the uses ---------------------------------------------------------------------------------------------------
 
 
 def inference(config: DecoderConfig, *, rows: int, length: int, dtype: torch.dtype) -> int:
     """Weights, the cache of keys and values, and what the prefill of prompts that nearly fill the rows takes; bytes."""
     with _rehearsal() as live, torch.no_grad():
-        model = _built(config, dtype).eval()
+        model = _evenly_routed(_built(config, dtype)).eval()
         weights = live.peak = live.now
         last = model.hidden(_tokens(rows, length))[:, -1]
         prefill = live.peak - weights
@@ -119,12 +125,11 @@ def inference(config: DecoderConfig, *, rows: int, length: int, dtype: torch.dty
     return weights + cache + max(prefill + mask, sampling)
 
 
-def supervised(config: DecoderConfig, *, rows: int, length: int, dtype: str, lora_rank: int | None = None) -> int:
-    """An update of all weights, or of low-rank adapters of every matrix in the blocks (Hu et al. 2021); bytes."""
+def supervised(config: DecoderConfig, *, rows: int, length: int, dtype: str, adaptation: AdapterConfig = ALL) -> int:
+    """An update of all weights, or of an adapter; bytes."""
     with _rehearsal() as live:
-        model = models.build(config)
-        if lora_rank is not None:
-            add_low_rank(model, lora_rank)
+        model = _evenly_routed(models.build(config))
+        adapters.attach(model, adaptation, names=models.stored_names(model))
         kept = _averages(model)
         live.peak = live.now
         tokens = _tokens(rows, length)
@@ -137,14 +142,15 @@ def supervised(config: DecoderConfig, *, rows: int, length: int, dtype: str, lor
         return live.peak
 
 
-def reinforced(config: DecoderConfig, *, rows: int, length: int, dtype: str) -> int:
-    """PPO's four networks of one size: policy and critic in training, reference and reward model at rest; bytes."""
+def reinforced(config: DecoderConfig, *, rows: int, length: int, dtype: str, adaptation: AdapterConfig = ALL) -> int:
+    """PPO's four networks of one size: policy and critic in training, reference and reward model at rest; bytes.
+
+    With an adapter they share one copy of the weights, as where the reward model is an adapter of the policy's base.
+    """
     rollout = inference(config, rows=rows, length=length, dtype=torch.float32)
     weights_of_one = 4 * sum(each.numel() for each in _shapes(config).parameters())
     with _rehearsal() as live:
-        policy = models.build(config)
-        critic = ValueModel(models.build(config))
-        resting = [models.build(config), RewardModel(models.build(config))]
+        policy, critic, *resting = _networks(config, adaptation)
         kept = [*_averages(policy), *_averages(critic)]
         at_rest = live.peak = live.now
         fields = ("old_logprobs", "advantages", "old_values", "returns")
@@ -186,14 +192,33 @@ class _InRows(nn.Module):
         return values.flatten()[None]
 
 
-def add_low_rank(model: Decoder, rank: int) -> None:
-    """Freeze a model and add B A x to every matrix in its blocks, as much memory as an adapter takes."""
-    model.requires_grad_(False)
-    for layer in [module for module in model.blocks.modules() if isinstance(module, nn.Linear)]:
-        down = nn.Linear(layer.in_features, rank, bias=False, device=layer.weight.device)
-        up = nn.Linear(rank, layer.out_features, bias=False, device=layer.weight.device)
-        layer.low_rank = nn.Sequential(down, up)
-        layer.register_forward_hook(lambda layer, inputs, output: output + layer.low_rank(inputs[0]))
+def _networks(config: DecoderConfig, adaptation: AdapterConfig) -> tuple[Decoder, ValueModel, Decoder, RewardModel]:
+    """Policy, critic, reference and reward model, as `stages.ppo` makes them."""
+    policy = _evenly_routed(models.build(config))
+    if adaptation.adapter is None:
+        critic = ValueModel(_evenly_routed(models.build(config)))
+        return policy, critic, models.build(config), RewardModel(models.build(config))
+    names = models.stored_names(policy)
+    policy.requires_grad_(False)
+    reference, *adapted = (adapters.shared(policy) for _ in range(3))
+    for each in (policy, *adapted):
+        adapters.attach(each, adaptation, names=names)
+    rewarded, critic = RewardModel(adapted[0]), ValueModel(adapted[1])
+    rewarded.requires_grad_(False)
+    return policy, critic, reference, rewarded
+
+
+def _evenly_routed(model: Decoder) -> Decoder:
+    """A mixture without numbers cannot say how many tokens go to which expert: to all alike."""
+    for module in model.modules():
+        if isinstance(module, Experts):
+            module.counts = _evenly  # type: ignore[method-assign]
+    return model
+
+
+def _evenly(chosen: Tensor, num_experts: int) -> list[int]:
+    total = chosen.numel()
+    return [total * (expert + 1) // num_experts - total * expert // num_experts for expert in range(num_experts)]
 
 
 def _built(config: DecoderConfig, dtype: torch.dtype) -> Decoder:

@@ -140,6 +140,11 @@ class Tokenizer:
         return self._number("pad", self.pad_token)
 
     @property
+    def filler(self) -> int:
+        """What fills rows: `pad`, or 0 in a tokenizer without one. Nothing ever looks at it, so any token would do."""
+        return 0 if self.pad_token is None else self.pad
+
+    @property
     def end_of_turn(self) -> int:
         """The token that ends a turn: our own, or in a folder that lacks it the eos that the folder declares."""
         return self._number("end_of_turn", self.end_of_turn_token)

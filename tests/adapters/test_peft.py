@@ -227,3 +227,17 @@ def test_an_adapter_without_a_tokenizer_has_its_bases(tmp_path: Path) -> None:
     opened = checkpoint.load_pretrained(tmp_path / "run")
     assert opened.tokenizer.digest() == chat_format().tokenizer.digest()
     assert opened.chat.template.source == chat_format().template.source
+
+
+def test_a_prefix_that_was_trained_through_an_mlp(tmp_path: Path) -> None:
+    """peft writes the keys and values that the reparametrisation ended with (Li and Liang 2021, section 4.3)."""
+    saved_base(tmp_path / "base", "llama")
+    torch.manual_seed(3)
+    config = peft.PrefixTuningConfig(
+        num_virtual_tokens=5, task_type="CAUSAL_LM", prefix_projection=True, encoder_hidden_size=8
+    )
+    peer = peft.get_peft_model(twin(tmp_path / "base"), config).eval()
+    peer.save_pretrained(tmp_path / "theirs")
+    with torch.no_grad():
+        ours = checkpoint.load_pretrained(tmp_path / "theirs").model(some_tokens())
+    assert (ours - their_logits(peer, some_tokens())).abs().max() < TOLERANCE

@@ -117,6 +117,7 @@ def test_padding_is_not_routed_for_the_loss() -> None:
 def test_sizes_are_whole(name: str) -> None:
     """Every size named is a config that can be written and read back."""
     for size, config in FAMILIES[name].SIZES.items():
+        assert models.module_of(config) is FAMILIES[name], size
         assert type(config).from_huggingface(config.to_huggingface()) == config, size
 
 
@@ -133,10 +134,15 @@ def test_sizes_are_whole(name: str) -> None:
         ("gpt_bigcode", {"multi_query": False}, "multi_query=False"),
         ("bloom", {"apply_residual_connection_post_layernorm": True}, "allowed: False"),
         ("llama", {"hidden_act": "relu"}, "hidden_act='relu'"),
-        ("llama", {"rope_parameters": {"rope_type": "ntk"}}, "allowed: default, linear, dynamic, yarn, llama3"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "ntk"}},
+            "allowed: default, linear, dynamic, yarn, llama3, longrope",
+        ),
+        ("llama", {"rope_parameters": {"rope_type": "linear"}}, "needs factor"),
         ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 8}}, "needs low_freq_factor"),
-        ("phi3", {"rope_parameters": {"rope_type": "longrope"}}, "'longrope' is not supported"),
-        ("stablelm", {"qk_layernorm": True}, "qk_layernorm=True"),
+        ("phi3", {"rope_parameters": {"rope_type": "longrope"}}, "needs short_factor, long_factor"),
+        ("phi3", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "allowed: default, longrope"),
         ("gemma2", {"layer_types": ["full_attention", "sliding_attention"]}, "full_attention at every n-th layer"),
         ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "max_window_layers"),
         ("mixtral", {"num_experts_per_tok": 9}, "there are 8 experts"),

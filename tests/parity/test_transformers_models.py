@@ -17,7 +17,7 @@ from chatloom import checkpoint, models
 from chatloom.chat.render import ChatFormat
 from chatloom.chat.templates import CHATLOOM_TEMPLATE
 from chatloom.models import FAMILIES
-from chatloom.models.weights import to_huggingface
+from chatloom.models.weights import head_names, to_huggingface
 from chatloom.nn.cache import Dense
 from chatloom.nn.rope_scaling import RopeScaling
 from chatloom.objectives.causal_lm import causal_lm
@@ -28,6 +28,7 @@ transformers = pytest.importorskip("transformers")
 
 
 LLAMA3 = RopeScaling("llama3", 4.0, 16, low_freq_factor=1.0, high_freq_factor=4.0)
+LONGROPE = RopeScaling("longrope", 8.0, 64, short_factor=(1.5, 3.0), long_factor=(2.0, 9.0))
 CONFIGS = {
     "openai-gpt": tiny("openai-gpt"),
     "openai-gpt tied": tiny("openai-gpt", tie_embeddings=True),
@@ -84,8 +85,10 @@ CONFIGS = {
     ),
     "phi3": tiny("phi3"),
     "phi3 tied": tiny("phi3", tie_embeddings=True, num_key_value_heads=4, window=None),
+    "phi3 longrope": tiny("phi3", rotary_share=0.5, rope_scaling=LONGROPE),
     "stablelm": tiny("stablelm"),
     "stablelm tied": tiny("stablelm", tie_embeddings=True, attention_bias=True, parallel=True, rotary_share=0.5),
+    "stablelm heads": tiny("stablelm", head_norms=True, parallel=True),
     "glm4": tiny("glm4"),
     "glm4 tied": tiny("glm4", tie_embeddings=True, attention_bias=False, own_head_width=12, rotary_share=1.0),
     "gemma2": tiny("gemma2"),
@@ -256,6 +259,26 @@ def test_a_folder_written_by_transformers_opens(name: str, chat: ChatFormat, tmp
     again = checkpoint.load_pretrained(tmp_path / "theirs").model
     torch.testing.assert_close(again(tokens), peer(tokens).logits, rtol=1e-4, atol=1e-4)
     assert again.config == CONFIGS[name]
+
+
+@pytest.mark.parametrize("name", ONE_EACH)
+def test_a_folder_as_old_releases_have_it_opens(name: str, chat: ChatFormat, tmp_path: Path) -> None:
+    """Without the base model's prefix, with the buffers that were saved once, and without `rope_parameters`."""
+    model = shaken(CONFIGS[name])
+    checkpoint.save_pretrained(tmp_path, model, chat)
+    tensors = checkpoint.read_tensors(tmp_path / "model.safetensors")
+    heads = head_names(FAMILIES[name].WEIGHT_NAMES)
+    renamed = {key if key in heads else key.split(".", 1)[1]: value for key, value in tensors.items()}
+    buffers = {f"h.0.{ending.removeprefix('.')}": torch.ones(1) for ending in FAMILIES[name].IGNORED}
+    checkpoint.write_tensors(tmp_path / "model.safetensors", renamed | buffers)
+    stored = json.loads((tmp_path / "config.json").read_text())
+    if name != "gemma3_text":
+        assert stored.pop("rope_parameters", None) or model.rotary is None or name in ("gptj", "codegen")
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    again = checkpoint.load_pretrained(tmp_path).model
+    assert again.config == model.config
+    tokens = torch.randint(10, 320, (2, 12))
+    assert torch.equal(again(tokens), model(tokens))
 
 
 @pytest.mark.parametrize("name", ONE_EACH)

@@ -32,7 +32,14 @@ def test_a_sound_model(tmp_path: Path, capsys: Capture) -> None:
     assert status == 0
     for part in ("llama: 2 layers of width 32", "4 heads of 8, 2 for keys", "64 tokens", "272 tokens", "tied", "sound"):
         assert part in said
-    for part in ("<|end_of_turn|>", "all finite", "SFT", "LoRA, rank 16", "PPO, four networks", "2 rows of 32 tokens"):
+    for part in (
+        "<|end_of_turn|>",
+        "all finite",
+        "SFT",
+        "LoRA of rank 16",
+        "PPO, four LoRAs on one",
+        "2 rows of 32 tokens",
+    ):
         assert part in said
 
 

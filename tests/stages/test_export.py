@@ -60,10 +60,14 @@ def test_nothing_is_overwritten(folder: Path, tmp_path: Path, capsys: pytest.Cap
 
 
 def test_options_that_do_not_go_together(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert export(folder, tmp_path / "out", "--dtype", "q8_0") == 2
-    assert "q8_0 is a number type of GGUF" in capsys.readouterr().err
-    assert export(folder, tmp_path / "out", "--to", "gguf") == 2
-    assert "must end in .gguf" in capsys.readouterr().err
+    for options, part in (
+        (("--dtype", "q8_0"), "q8_0 is a number type of GGUF"),
+        (("--to", "gguf"), "must end in .gguf"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            export(folder, tmp_path / "out", *options)
+        assert stopped.value.code == 2
+        assert part in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
 
 

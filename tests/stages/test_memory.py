@@ -6,13 +6,31 @@ from typing import Any
 import pytest
 import torch
 
+from chatloom import adapters
+from chatloom.adapters import AdapterConfig
 from chatloom.engine.engine import Engine
 from chatloom.engine.request import SamplingParams
-from chatloom.models import DecoderConfig, RewardModel, ValueModel, build, gpt2, llama, num_parameters
+from chatloom.models import (
+    FAMILIES,
+    Decoder,
+    DecoderConfig,
+    RewardModel,
+    ValueModel,
+    build,
+    gpt2,
+    llama,
+    mixtral,
+    num_parameters,
+    stored_names,
+)
 from chatloom.objectives.causal_lm import causal_lm
 from chatloom.rl.config import PPOConfig
+from chatloom.rl.rewards import critic_from
 from chatloom.rl.training import BASE, actor_objective, critic_objective
 from chatloom.stages import memory
+from chatloom.stages.memory import LORA
+from chatloom.stages.ppo import _reference
+from chatloom.testing.models import tiny_config
 from chatloom.testing.tokenizer import byte_tokenizer
 from chatloom.train.train_config import TrainConfig
 from chatloom.train.trainer import Trainer
@@ -21,6 +39,7 @@ CONFIGS: dict[str, DecoderConfig] = {
     "llama": llama.Config(600, 256, 3, 64, 4, 2, 160),
     "a wide vocabulary": llama.Config(6000, 256, 1, 32, 2, 2, 64, tie_embeddings=False),
     "gpt2": gpt2.Config(600, 256, 3, 64, 4),
+    "experts": mixtral.Config(600, 256, 2, 64, 4, 2, 96, num_experts=4),
 }
 SHAPES = [(1, 32), (4, 64), (2, 200)]
 
@@ -54,19 +73,19 @@ def test_supervised(name: str, shape: tuple[int, int]) -> None:
         assert guess == pytest.approx(live.peak, rel=0.15)
 
 
-def test_low_rank() -> None:
-    for name, config in CONFIGS.items():
-        model = build(config)
-        memory.add_low_rank(model, 16)
-        trainer = Trainer(model, causal_lm, TrainConfig(), total_steps=4)
-        with counted(model) as live:
-            for _ in range(2):
-                batch = batch_of(4, 64)
-                trainer.step([batch | {"targets": batch["tokens"]}])
-        guess = memory.supervised(config, rows=4, length=64, dtype="fp32", lora_rank=16)
-        assert guess == pytest.approx(live.peak, rel=0.15), name
-        whole = memory.supervised(config, rows=4, length=64, dtype="fp32")
-        assert guess < whole
+@pytest.mark.parametrize("name", CONFIGS)
+def test_lora(name: str) -> None:
+    config = CONFIGS[name]
+    model = build(config)
+    adapters.attach(model, LORA, names=stored_names(model))
+    trainer = Trainer(model, causal_lm, TrainConfig(), total_steps=4)
+    with counted(model) as live:
+        for _ in range(2):
+            batch = batch_of(4, 64)
+            trainer.step([batch | {"targets": batch["tokens"]}])
+    guess = memory.supervised(config, rows=4, length=64, dtype="fp32", adaptation=LORA)
+    assert guess == pytest.approx(live.peak, rel=0.15)
+    assert guess < memory.supervised(config, rows=4, length=64, dtype="fp32")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -83,11 +102,23 @@ def test_inference(name: str) -> None:
     assert all(0.85 < ratio < 1.15 for ratio in found.values()), found
 
 
+def networks(config: DecoderConfig, adaptation: AdapterConfig) -> tuple[Decoder, ValueModel, Decoder, RewardModel]:
+    """Policy, critic, reference and reward model; with an adapter by the functions of `stages.ppo` that share."""
+    policy = build(config)
+    if adaptation.adapter is None:
+        return policy, ValueModel(build(config)), build(config), RewardModel(build(config))
+    policy.requires_grad_(False)
+    rewarded = RewardModel(adapters.shared(policy))
+    adapters.attach(rewarded.trunk, adaptation, names=stored_names(policy))
+    adapters.attach(policy, adaptation, names=stored_names(policy))
+    return policy, critic_from(rewarded, "zero"), _reference(policy), rewarded.requires_grad_(False)
+
+
+@pytest.mark.parametrize("adaptation", [AdapterConfig(), LORA], ids=["all", "lora"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_reinforced(shape: tuple[int, int]) -> None:
+def test_reinforced(shape: tuple[int, int], adaptation: AdapterConfig) -> None:
     config, options = CONFIGS["llama"], PPOConfig()
-    policy, critic = build(config), ValueModel(build(config))
-    resting = [build(config), RewardModel(build(config))]
+    policy, critic, *resting = networks(config, adaptation)
     actor_trainer = Trainer(policy, actor_objective(options), BASE, total_steps=4)
     critic_trainer = Trainer(critic, critic_objective(options), BASE, total_steps=4)
     every = torch.ones(shape, dtype=torch.bool)
@@ -97,7 +128,7 @@ def test_reinforced(shape: tuple[int, int]) -> None:
             batch = batch_of(*shape, actions=every, **numbers)
             actor_trainer.step([batch])
             critic_trainer.step([batch])
-    guess = memory.reinforced(config, rows=shape[0], length=shape[1], dtype="fp32")
+    guess = memory.reinforced(config, rows=shape[0], length=shape[1], dtype="fp32", adaptation=adaptation)
     assert guess == pytest.approx(live.peak, rel=0.15)
 
 
@@ -109,3 +140,11 @@ def test_a_large_model_is_rehearsed_without_its_memory() -> None:
         weights = 4 * num_parameters(build(config))
     assert 4 * weights < guess < 6 * weights
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_rehearsed(family: str) -> None:
+    config = tiny_config(family)
+    lora = memory.supervised(config, rows=1, length=16, dtype="bf16", adaptation=LORA)
+    assert memory.inference(config, rows=1, length=16, dtype=torch.float32) < lora
+    assert lora < memory.supervised(config, rows=1, length=16, dtype="bf16")
