@@ -251,6 +251,7 @@ class Engine:
             runner, scheduler = self._refreshed(), self._scheduler
             plan = scheduler.plan()
             if not plan:
+                self._tell()  # something may have been cancelled
                 return False
             try:
                 runner.cache.make_room(scheduler.blocks.high_water)

@@ -68,20 +68,20 @@ class Row(Scheduled):
         """Append one token; returns whether the row has ended with it."""
         self.tokens.append(token)
         self.logprobs.append(logprob)
+        reason: FinishReason | None = None
         if token in self.sampling.stop_tokens:
-            self.reason = "stop"
+            reason = "stop"
         elif len(self.logprobs) >= self.limit:
-            self.reason = "length"
+            reason = "length"
         if self.text is not None:
-            if self.reason != "stop":
+            if reason != "stop":
                 self._say(self.text.push(token))
-            if self.text.stopped:
-                self.reason = "stop"
-            elif self.reason is not None:
+            if reason is not None:
                 self._say(self.text.finish())
-                if self.text.stopped:
-                    self.reason = "stop"
-        return self.reason is not None
+            if self.text.stopped:
+                reason = "stop"
+        self.reason = reason  # last, because a reader in another thread goes by it
+        return reason is not None
 
     def completion(self, decode: Callable[[list[int]], str]) -> Completion:
         """The result of a row that has ended."""

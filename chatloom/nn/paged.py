@@ -157,7 +157,7 @@ class _Ones:
         if heads not in self._orders:
             device = self.where.device
             head = torch.arange(heads, device=device)
-            table = torch.zeros(self.count, self.most, dtype=torch.int64, device=device)
+            table = self.where[self.starts][:, None].repeat(1, self.most)  # beyond a row's end: its own first block
             table[self.row, self.place] = self.where
             to_rows = (table[:, None] * heads + head[:, None]).flatten()
             back = torch.zeros(self.read, heads, dtype=torch.int64, device=device)

@@ -60,16 +60,15 @@ def test_what_nobody_reads_is_remembered_until_its_place_is_needed() -> None:
 
 def test_a_remembered_block_moves_out_of_the_way() -> None:
     blocks = Blocks(400, 2)
-    (old,) = filled(blocks, [8, 9])
-    blocks.drop(old)
-    taken = [blocks.take() for _ in range(8)]
-    assert old not in taken  # for so few it does not matter
-    taken += [blocks.take() for _ in range(40)]
-    assert old in taken
-    (found,) = blocks.match(ROOT, [8, 9, 10]).blocks
-    assert found not in taken
-    assert blocks.moves[found] == old
-    assert max(taken) <= 50  # type: ignore[type-var]
+    old = [filled(blocks, [8, number])[0] for number in range(60)]
+    for block in old:
+        blocks.drop(block)
+    taken = [blocks.take() for _ in range(10)]
+    assert sorted(taken) == old[:10]  # type: ignore[type-var]
+    for number in range(60):
+        (found,) = blocks.match(ROOT, [8, number, 1]).blocks
+        assert found not in taken
+        assert blocks.moves.get(found, found) == old[number]
     blocks.check()
 
 

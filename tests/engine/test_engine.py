@@ -128,7 +128,7 @@ def test_a_row_that_ends_makes_room_for_the_next(monkeypatch: pytest.MonkeyPatch
     counts = counted(monkeypatch, model)
     same(engine_of(model, max_batch=3).generate(prompts, each), whole)
     # Three rows at work nearly all the time.
-    assert len(counts) < sum(len(completion.tokens) for completion in whole) / 3 * 1.25
+    assert len(counts) < sum(len(completion.tokens) for completion in whole) / 3 * 1.4
 
 
 # --- where a completion ends ----------------------------------------------------------------------------------
