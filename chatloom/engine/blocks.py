@@ -66,15 +66,15 @@ class Blocks:
     def take(self) -> int | None:
         """A block of one's own, with one reader; None when all are held."""
         # Memory of the past is kept as long as it is no more than the present, or than a quarter of everything.
-        forget = self._unread and len(self._unread) > max(len(self._readers), self.num_blocks // 4)
-        if self._free and not forget:
-            block = self._moved_up(heappop(self._free))
-        elif self._unread:
-            _, block = self._unread.popitem(last=False)
-            del self._ages[block]
-            self._unname(block)
-        else:
+        most = max(len(self._readers), self.num_blocks // 4)
+        if self._unread and (not self._free or len(self._unread) > most):
+            _, forgotten = self._unread.popitem(last=False)
+            del self._ages[forgotten]
+            self._unname(forgotten)
+            heappush(self._free, forgotten)
+        if not self._free:
             return None
+        block = self._moved_up(heappop(self._free))
         self._readers[block] = 1
         return block
 

@@ -109,18 +109,14 @@ class Engine:
         with self._stepping:
             rows = self._rows(prompts, each, seeds, space=self._own_space())
             self._add(rows)
-        open_rows, reported = rows, 0
         try:
-            with self._inference() if self._worker is None else contextlib.nullcontext():
-                while open_rows:
-                    self._until(open_rows[0].has_ended)
-                    open_rows = [row for row in open_rows if not row.ended]
-                    num_ended = len(rows) - len(open_rows)
-                    if progress is not None and num_ended > reported:
-                        reported = num_ended
-                        progress(num_ended, len(rows))
+            if self._worker is None:
+                with self._stepping, self._inference():
+                    self._finish(rows, progress, lambda done: self._step())
+            else:
+                self._finish(rows, progress, self._until)
         finally:
-            for row in open_rows:
+            for row in rows:
                 self._cancel(row)
         return settle.chosen([row.completion(self.tokenizer.decode) for row in rows], each)
 
@@ -232,6 +228,18 @@ class Engine:
                 self._scheduler.remove(row)
                 row.reason = "cancelled"
 
+    def _finish(
+        self, rows: list[Row], progress: Progress | None, go_on: Callable[[Callable[[], bool]], object]
+    ) -> None:
+        """Go on until all have ended, and tell how many have."""
+        left, reported = rows, 0
+        while left:
+            go_on(left[0].has_ended)
+            left = [row for row in left if not row.ended]
+            if progress is not None and len(rows) - len(left) > reported:
+                reported = len(rows) - len(left)
+                progress(reported, len(rows))
+
     def _until(self, done: Callable[[], bool]) -> None:
         """Wait until it is done, or compute a step towards it if nobody else does."""
         if self._worker is not None:
@@ -332,11 +340,13 @@ class Engine:
         while self._worker is threading.current_thread():
             self._work.clear()
             try:
-                if not self._step():
-                    self._work.wait()
+                busy = self._step()
             except Exception as error:
+                busy = False
                 with self._stepping:
                     for row in self._scheduler.emptied():
                         assert isinstance(row, Row)
                         row.error = error
                 self._tell()
+            if not busy:
+                self._work.wait()
