@@ -21,6 +21,7 @@ from chatloom.config import nearest
 # verb -> module with `Config` and `run(config)`, and what the verb does.
 VERBS = {
     "quickstart": ("chatloom.recipes.quickstart", "the whole recipe on a small invented world, in minutes"),
+    "smollm2-rlhf": ("chatloom.recipes.smollm2_rlhf", "RLHF on a real chat model of 135M parameters, in minutes"),
     "tokenizer": ("chatloom.stages.tokenizer", "train a byte-level BPE tokenizer on text"),
     "pretrain": ("chatloom.stages.pretrain", "train a language model on text"),
     "sft": ("chatloom.stages.sft", "fine-tune a model on conversations"),
@@ -34,7 +35,7 @@ VERBS = {
 }
 _TAKE_A_REF = ("chat", "export", "doctor")  # `chatloom chat REF` is `chatloom chat --model REF`
 # Those that make the same tensors over and over.
-_TRAINING = ("quickstart", "pretrain", "sft", "rank", "reward", "ppo")
+_TRAINING = ("quickstart", "smollm2-rlhf", "pretrain", "sft", "rank", "reward", "ppo")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,6 +14,7 @@ import pytest
 from chatloom import cli
 from chatloom.cli import VERBS, parse
 from chatloom.recipes import quickstart as recipe
+from chatloom.recipes import running
 from chatloom.stages import pretrain
 
 Capture = pytest.CaptureFixture[str]
@@ -59,7 +60,7 @@ def test_help_of_a_verb_has_every_field_and_says_what_it_does(verb: str, capsys:
     assert str(config.__doc__).split("\n")[0][:40] in words
 
 
-NO_STAGE = ("quickstart", "chat", "rank", "tokenizer", "export", "doctor")
+NO_STAGE = ("quickstart", "smollm2-rlhf", "chat", "rank", "tokenizer", "export", "doctor")
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in NO_STAGE])
@@ -130,7 +131,7 @@ def test_a_printed_command_gives_the_config_back(folder: str, options: dict[str,
     assert len(steps) >= 8
     for module, config in steps.values():
         verb = module.__name__.rsplit(".", 1)[-1]
-        program, *words = shlex.split(recipe.command(verb, config))
+        program, *words = shlex.split(running.command(verb, config))
         assert (program, words[0]) == ("chatloom", verb)
         assert parse(verb, module.Config, words[1:]) == config
 
@@ -163,7 +164,7 @@ def changed(config: Any, name: str) -> Any:
 def test_values_that_look_like_options() -> None:
     module, config = recipe.stages(recipe.Config())["ppo"]
     other = dataclasses.replace(config, ppo=dataclasses.replace(config.ppo, missing_stop_value=-2.5))
-    assert parse("ppo", module.Config, shlex.split(recipe.command("ppo", other))[2:]) == other
+    assert parse("ppo", module.Config, shlex.split(running.command("ppo", other))[2:]) == other
 
 
 @pytest.mark.parametrize("name", ["base", "sft", "reward", "ppo", "evaluation", "comparisons", "tokenizer"])
@@ -186,7 +187,7 @@ def test_every_single_option_survives_printing(name: str) -> None:
                 continue  # the stage would ignore it, and says so
             if other is None:
                 continue
-            words = shlex.split(recipe.command(verb, other))
+            words = shlex.split(running.command(verb, other))
             assert parse(verb, module.Config, words[2:]) == other, (own, part)
             tried.append(part or own)
     assert len(tried) > 0.6 * len(field_names(module.Config)), tried

@@ -1,15 +1,13 @@
-"""What the recipe promises, held against what was measured.
+"""What the quickstart promises, held against what was measured; another recipe brings promises of its own.
 
 Each claim is a sentence with its numbers and whether it is met; a claim whose numbers were not measured is left
 out. The targets are those of docs/results.md and apply to the point estimates, but for best-of-n, where the paired
 difference may not lie below zero with 95 % confidence.
 """
 
-from dataclasses import dataclass
-
 from chatloom.evals import results as schema
 from chatloom.evals.intervals import Estimate
-from chatloom.evals.results import Results, StageResult
+from chatloom.evals.results import Claim, Results, StageResult
 
 SFT_FOLLOWS, BASE_SHARE = 0.85, 0.5
 REWARD_ACCURACY = 0.80
@@ -17,17 +15,10 @@ WIN_RATE, MAX_KL_NATS = 0.65, 15.0
 TAX_UNDONE = 0.80
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A promise: what was aimed at, what was found, and whether that meets it."""
-
-    target: str
-    found: str
-    met: bool
-
-
 def claims(results: Results) -> tuple[Claim, ...]:
     """Every claim for which the results hold the numbers, in the order of the recipe."""
+    if results.promises is not None:
+        return results.promises
     found = [
         _sft_follows(results),
         _base_is_behind(results),

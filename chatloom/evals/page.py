@@ -113,10 +113,11 @@ def highlights(results: Results) -> list[Highlight]:
     """The few numbers that tell the story, as far as they were measured."""
     found = []
     base, sft, ptx = (results.stage(name) for name in (schema.BASE, schema.SFT, schema.PPO_PTX))
+    name = _started_from(results)
     if sft is not None and sft.follows is not None:
         before = "" if base is None or base.follows is None else f"; base, few-shot: {share(base.follows.value)}"
         found.append(
-            Highlight(share(sft.follows.value), "of instructions followed after SFT", _span(sft.follows) + before)
+            Highlight(share(sft.follows.value), f"of instructions followed by {name}", _span(sft.follows) + before)
         )
     if results.reward is not None and results.reward.gold_accuracy is not None:
         accuracy = results.reward.gold_accuracy
@@ -125,8 +126,8 @@ def highlights(results: Results) -> list[Highlight]:
     if ptx is not None and ptx.win_rate is not None:
         note = _span(ptx.win_rate)
         if ptx.kl_nats is not None:
-            note += f"; at {ptx.kl_nats.value:.1f} nats from SFT"
-        found.append(Highlight(share(ptx.win_rate.value), "of comparisons with SFT won by PPO-ptx", note))
+            note += f"; at {ptx.kl_nats.value:.1f} nats from {name}"
+        found.append(Highlight(share(ptx.win_rate.value), f"of comparisons with {name} won by PPO-ptx", note))
     undone = promises.tax_undone(results)
     if undone is not None:
         found.append(Highlight(share(undone), "of the alignment tax undone by ptx", "held-out bits per byte"))
@@ -135,7 +136,7 @@ def highlights(results: Results) -> list[Highlight]:
 
 def headline_rows(results: Results) -> list[Row]:
     """One row a stage; a column that no stage has a number for is left out."""
-    rows = [(stage, _cells(stage)) for stage in results.stages]
+    rows = [(stage, _cells(stage, _started_from(results))) for stage in results.stages]
     measured = [any(cells[column].value for _, cells in rows) for column in range(len(rows[0][1]) if rows else 0)]
     return [
         Row(
@@ -192,15 +193,22 @@ def _span(estimate: Estimate) -> str:
     return f"{100 * estimate.low:.1f}–{100 * estimate.high:.1f} %"
 
 
-def _cells(stage: StageResult) -> tuple[Cell, ...]:
+def _started_from(results: Results) -> str:
+    """What the report calls the model that alignment started from."""
+    stage = results.stage(schema.SFT)
+    return "SFT" if stage is None else stage.label
+
+
+def _cells(stage: StageResult, start: str) -> tuple[Cell, ...]:
     return (
         _share_cell("Follows", stage.follows),
         _share_cell("Follows, sampled", stage.follows_sampled),
         _number_cell("Gold score", stage.gold, 2),
-        _share_cell("Wins against SFT", stage.win_rate),
+        _share_cell(f"Wins against {start}", stage.win_rate),
+        _share_cell("Wins, greedy", stage.win_rate_greedy),
         _number_cell("Bits per byte", stage.bits_per_byte, 3),
         _share_cell("Stops by itself", stage.stop_rate),
-        _number_cell("KL from SFT, nats", stage.kl_nats, 1),
+        _number_cell(f"KL from {start}, nats", stage.kl_nats, 1),
         _number_cell("Answer length, tokens", stage.response_tokens, 1),
     )
 

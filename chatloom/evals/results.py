@@ -40,8 +40,10 @@ class StageResult:
     gold: Estimate | None = None  # mean gold score, as everything below of sampled answers
     win_rate: Estimate | None = None  # against SFT by gold score; None for SFT itself
     gold_over_best: Estimate | None = None  # gold score minus that of best-of-n, paired by prompt
+    win_rate_greedy: Estimate | None = None  # the same of greedy answers
     bits_per_byte: Estimate | None = None  # on held-out documents; None for best-of-n
     bits_per_byte_rise: Estimate | None = None  # minus SFT's, paired by document
+    perplexity_rise: Estimate | None = None  # over SFT's per token: 0.02 is 2 % more
     stop_rate: Estimate | None = None  # share of answers that end by themselves
     kl_nats: Estimate | None = None  # mean KL from SFT of a whole answer
     response_tokens: Estimate | None = None  # mean length of an answer
@@ -119,6 +121,15 @@ class Diagnostic:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """A promise: what was aimed at, what was found, and whether that meets it."""
+
+    target: str
+    found: str
+    met: bool
+
+
+@dataclass(frozen=True)
 class LineageStep:
     """One link of data -> tokenizer -> base -> SFT -> reward model -> policy."""
 
@@ -153,6 +164,7 @@ class Results:
     paths: tuple[OptimisationPath, ...] = ()
     samples: tuple[Sample, ...] = ()
     diagnostics: tuple[Diagnostic, ...] = ()
+    promises: tuple[Claim, ...] | None = None  # None: the quickstart's, as `claims` computes them
     lineage: tuple[LineageStep, ...] = ()
     resources: tuple[ResourceUse, ...] = ()
     commands: tuple[str, ...] = ()  # exactly what was run

@@ -6,22 +6,13 @@ an ordinary one, with files as a user would have them; the report lists the comm
 long a stage runs, so the same seed gives the same weights on the same machine, however often it is interrupted.
 """
 
-import json
-import shlex
 import time
-from collections.abc import Iterable
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-
-from chatloom import config as configuration
-from chatloom import runtime
-from chatloom.chat.message import printable, to_dicts
-from chatloom.evals import results as schema
-from chatloom.evals.report import print_summary, write_report
+from chatloom.chat.message import to_dicts
+from chatloom.recipes import running
 from chatloom.rl import training
 from chatloom.rl.config import PPOConfig
 from chatloom.stages import evaluate, ppo, pretrain, rank, reward, sft, tokenizer
@@ -61,12 +52,12 @@ class Amounts:
     """How much of everything; `Config.minutes` scales it."""
 
     documents: int = 30_000
-    pretrain_steps: int = 185
-    demonstrations: int = 45_000
+    pretrain_steps: int = 175
+    demonstrations: int = 41_000
     sft_epochs: int = 1
     ranked_prompts: int = 1_600
     ppo_prompts: int = 4_000
-    ppo_iterations: int = 16
+    ppo_iterations: int = 15
     episodes: int = 256
     evaluated: int = 400
     held_out_documents: int = 300
@@ -141,6 +132,7 @@ def stages(config: Config) -> dict[str, tuple[Any, Any]]:
             ptx_coefficient=0.1,
             ptx_rows=8,
             rollout_temperature=_TEMPERATURE,
+            recompute_logprobs=False,
         ),
         train=replace(training.BASE, dtype="bf16", seed=seed, row_length=128, save_every_steps=5),
     )
@@ -247,103 +239,24 @@ def run(config: Config) -> dict[str, Any]:
     """Write the world, run every stage that is not done, and show what came of it."""
     started = time.monotonic()
     root, size = Path(config.output_dir), amounts(config)
-    _claim(root, config)
+    running.claim(root, config, recipe="quickstart")
     _write_world(root / "data", size, config.seed)
     steps = stages(config)
-    found: Any = None
-    for module, stage_config in steps.values():
-        found = module.run(stage_config)
-    commands = tuple(command(module.__name__.rsplit(".", 1)[-1], each) for module, each in steps.values())
-    found = replace(found, commands=commands)
-    _publish(found, steps["evaluation"][1])
-    _show(found, root, time.monotonic() - started)
+    found = running.run_stages(steps)
+    running.publish(found, steps["evaluation"][1])
+    running.show(found, root, time.monotonic() - started)
     return {"report": str(root / "report.html")}
-
-
-def _claim(root: Path, config: Config) -> None:
-    """Take the folder, or refuse it if another quickstart has it."""
-    mine = {name: value for name, value in configuration.to_dict(config).items() if name != "output_dir"}
-    path = root / "quickstart.json"
-    if root.exists() and not root.is_dir():
-        raise ValueError(f"--output-dir {root} is a file; name a new folder")
-    if path.exists():
-        try:
-            theirs = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not readable ({error}); delete the folder to start again") from error
-        if theirs != mine:
-            raise ValueError(
-                f"{root} belongs to a quickstart with other options ({theirs}, now {mine}); "
-                "give those, name another --output-dir, or delete the folder"
-            )
-    elif root.exists() and any(not entry.name.startswith(".") for entry in root.iterdir()):
-        raise ValueError(f"--output-dir {root} is not empty and holds no quickstart; name another --output-dir")
-    runtime.write_atomically(path, json.dumps(mine, indent=2) + "\n")
 
 
 def _write_world(folder: Path, size: Amounts, seed: int) -> None:
     """The corpus, the demonstrations and the prompts, as files that a user might have."""
     world = Miniature()
-    _write_lines(folder / "corpus.jsonl", ({"text": text} for text in world.documents(seed, size.documents)))
-    _write_lines(
+    running.write_lines(folder / "corpus.jsonl", ({"text": text} for text in world.documents(seed, size.documents)))
+    running.write_lines(
         folder / "demonstrations.jsonl",
         ({"messages": to_dicts(each)} for each in world.demonstrations(size.demonstrations, seed=seed)),
     )
-    _write_lines(
+    running.write_lines(
         folder / "prompts.jsonl",
         (each.to_record() for each in world.examples("feedback", size.ppo_prompts, seed=seed + 1)),
     )
-
-
-def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    if not path.exists():
-        lines = (json.dumps(record, ensure_ascii=False) for record in records)
-        runtime.write_atomically(path, "\n".join(lines) + "\n")
-
-
-def command(verb: str, config: Any) -> str:
-    """The command line that runs a stage with this config: the options that differ from the defaults."""
-    return shlex.join(["chatloom", verb, *_options(config)])
-
-
-def _options(config: Any, default: Any = None) -> list[str]:
-    options: list[str] = []
-    for field in fields(config):
-        value = getattr(config, field.name)
-        usual = field.default if field.default_factory is MISSING else field.default_factory()
-        usual = getattr(default, field.name) if default is not None else usual
-        if is_dataclass(value):
-            options += _options(value, usual)
-        elif value != usual:
-            name = field.name.strip("_").replace("_", "-")
-            if isinstance(value, bool):
-                options.append(f"--{name}" if value else f"--no-{name}")
-            else:
-                words = [str(each) for each in value] if isinstance(value, tuple) else [str(value)]
-                # A value that looks like an option has to be joined to its own.
-                options += [f"--{name}={words[0]}"] if words[0].startswith("-") else [f"--{name}", *words]
-    return options
-
-
-def _publish(found: schema.Results, evaluation: evaluate.Config) -> None:
-    """Write the report, with the commands, beside the runs."""
-    root = Path(evaluation.output_dir).parent
-    folders = evaluate.folders(evaluation)
-    runs = {name: folder for name, folder in folders.items() if (folder / "metrics.jsonl").exists()}
-    write_report(found, root, runs=runs)
-
-
-def _show(found: schema.Results, root: Path, seconds: float) -> None:
-    """The headline table, one conversation with every stage's model, and what to do next."""
-    console = Console()
-    print_summary(found, console)
-    if found.samples:
-        sample = found.samples[0]
-        console.print(f"\n[bold]{escape(printable(sample.prompt[-1].content))}[/]", highlight=False)
-        labels = {stage.name: stage.label for stage in found.stages}
-        for answer in sample.answers:
-            console.print(f"  [dim]{labels[answer.stage]:>14}[/]  {escape(printable(answer.text))}", highlight=False)
-    report = escape(str(root / "report.html"))
-    console.print(f"\n{seconds:.0f} s. The report: {report}", highlight=False, soft_wrap=True)
-    talk = shlex.join(["chatloom", "chat", str(root / "ppo")])
-    console.print(f"Talk to it: [bold]{escape(talk)}[/]", highlight=False, soft_wrap=True)

@@ -10,7 +10,7 @@ interval.
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -70,7 +70,11 @@ class Config:
     # The simulated labelers' noise, for the reward model's accuracy on noisy labels. None: as the rank run measured.
     labeler_noise: float | None = None
     dtype: str = "fp32"
+    # Tokens of text that bits per byte and perplexity are measured in at a time. None: the model's context.
+    row_length: int | None = None
     title: str = "From raw text to an aligned assistant"
+    # What the report calls `model`.
+    label: str = "SFT"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -96,6 +100,7 @@ class _Evaluation:
     sft_likelihood: likelihood.Likelihood
     answers: dict[str, list[Answer]]
     grades: dict[str, list[Grade]]
+    greedy_grades: dict[str, list[Grade]] = field(default_factory=dict)
 
     @property
     def greedy(self) -> SamplingParams:
@@ -128,7 +133,7 @@ def run(config: Config) -> results.Results:
     rows: list[results.StageResult] = []
     with progress("evaluate", 2 + sum(value is not None for value in inputs.values())) as advance:
         # SFT first, because everything is measured against it; the report's order is the recipe's.
-        rows.append(_chat_model(evaluation, results.SFT, "SFT", sft, measured))
+        rows.append(_chat_model(evaluation, results.SFT, config.label, sft, measured))
         advance()
         if config.base is not None:
             rows.insert(0, _base(evaluation, checkpoint.load_pretrained(config.base, dtype="fp32")))
@@ -209,7 +214,14 @@ def _held_out_texts(config: Config) -> list[str]:
 def _likelihood(
     model: Decoder, opened: checkpoint.Pretrained, texts: Sequence[str], config: Config
 ) -> likelihood.Likelihood:
-    return likelihood.measure(model, tokenizer=opened.tokenizer, texts=texts, batch_rows=16, autocast=config.dtype)
+    return likelihood.measure(
+        model,
+        tokenizer=opened.tokenizer,
+        texts=texts,
+        batch_rows=16,
+        row_length=config.row_length,
+        autocast=config.dtype,
+    )
 
 
 def _engine(opened: checkpoint.Pretrained, config: Config) -> Engine:
@@ -280,11 +292,14 @@ def _row(
     """Grade a model's answers; wins are against SFT's answers to the same prompts, sampled alike."""
     grades, summary = _graded(evaluation, sampled)
     evaluation.answers[name], evaluation.grades[name] = sampled, grades
-    followed = summary if greedy is None else _graded(evaluation, greedy)[1]
-    win_rate = None
-    if name != results.SFT and results.SFT in evaluation.grades:
-        scores = [[grade.score for grade in evaluation.grades[each]] for each in (name, results.SFT)]
-        win_rate = judge.compare(scores[0], scores[1]).win_rate
+    greedy_grades, followed = (grades, summary) if greedy is None else _graded(evaluation, greedy)
+    if greedy is not None:
+        evaluation.greedy_grades[name] = greedy_grades
+    win_rate = win_rate_greedy = None
+    if name != results.SFT:
+        win_rate = _wins(grades, evaluation.grades[results.SFT])
+        if greedy is not None and results.SFT in evaluation.greedy_grades:
+            win_rate_greedy = _wins(greedy_grades, evaluation.greedy_grades[results.SFT])
     best = evaluation.grades.get(f"{results.BEST_OF_N}{evaluation.config.best_of}")
     over_best = None
     if best is not None and name in (results.PPO, results.PPO_PTX):
@@ -297,16 +312,26 @@ def _row(
         follows_sampled=summary.follows,
         gold=summary.gold,
         win_rate=win_rate,
+        win_rate_greedy=win_rate_greedy,
         gold_over_best=over_best,
         bits_per_byte=None if measured is None else measured.bits_per_byte(),
         bits_per_byte_rise=(
             likelihood.rise(measured, evaluation.sft_likelihood) if measured is not None and has_rise else None
+        ),
+        perplexity_rise=(
+            likelihood.perplexity_rise(measured, evaluation.sft_likelihood)
+            if measured is not None and has_rise
+            else None
         ),
         stop_rate=summary.stop_rate,
         kl_nats=kl,
         response_tokens=summary.response_tokens,
         categories=followed.categories,
     )
+
+
+def _wins(ours: Sequence[Grade], theirs: Sequence[Grade]) -> Estimate:
+    return judge.compare([grade.score for grade in ours], [grade.score for grade in theirs]).win_rate
 
 
 def _graded(evaluation: _Evaluation, answers: list[Answer]) -> tuple[list[Grade], generation.Summary]:

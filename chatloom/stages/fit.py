@@ -57,13 +57,13 @@ def loader_options(train: TrainConfig, chat: ChatFormat, context_length: int) ->
     }
 
 
-def encoded_documents(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[list[int]]:
-    """Documents as tokens, begin-of-text first and end-of-text last where the tokenizer has them."""
+def encoded_documents(texts: Iterator[str], tokenizer: Tokenizer, *, end: bool = True) -> Iterator[list[int]]:
+    """Documents as tokens, begin-of-text first and (with `end`) end-of-text last where the tokenizer has them."""
     begin = tokenizer.document_start
-    end = [] if tokenizer.eos_token is None else [tokenizer.eos]
+    ending = [tokenizer.eos] if end and tokenizer.eos_token is not None else []
     while batch := list(islice(texts, _DOCUMENTS_AT_ONCE)):
         for tokens in tokenizer.encode_batch(batch):
-            yield [*begin, *tokens, *end]
+            yield [*begin, *tokens, *ending]
 
 
 def split_off(items: Loaded[T], *, one_in: int) -> tuple[Loaded[T], list[T]]:

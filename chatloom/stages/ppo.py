@@ -74,6 +74,8 @@ class Config:
     ptx_data: str | None = None
     # At most this many of its documents.
     ptx_documents: int = 10_000
+    # Whether its documents are whole, so that each is followed by the end-of-text token.
+    ptx_end: bool = True
     # Task whose gold score is logged, if the prompts' records carry its examples. None: none is.
     gold_task: str | None = None
     ppo: PPOConfig = field(default_factory=PPOConfig)
@@ -219,7 +221,8 @@ def _ptx(config: Config, policy: Decoder, chat: ChatFormat) -> Any:
     texts = islice(read_texts(config.ptx_data), config.ptx_documents)
     options = loader_options(config.train, chat, policy.config.context_length)
     length = options["row_length"]
-    samples = [piece for tokens in encoded_documents(texts, chat.tokenizer) for piece in pieces(tokens, length)]
+    documents = encoded_documents(texts, chat.tokenizer, end=config.ptx_end)
+    samples = [piece for tokens in documents for piece in pieces(tokens, length)]
     batch: Batch = pack(samples, length, pad=options["pad"])
     return training.pretraining_rows(batch, rows=config.ppo.ptx_rows, seed=config.train.seed)
 

@@ -3,13 +3,14 @@
 A task is listed in one literal dict; adding one is a file and a line here.
 """
 
+from chatloom.tasks.concise import Concise
 from chatloom.tasks.example import Example, Grade, Task
 from chatloom.tasks.labeler import Labeler, agreement, calibrate_noise
 from chatloom.tasks.miniature import Miniature
 
-__all__ = ["TASKS", "Example", "Grade", "Labeler", "Task", "agreement", "calibrate_noise", "get_task"]
+__all__ = ["TASKS", "Concise", "Example", "Grade", "Labeler", "Task", "agreement", "calibrate_noise", "get_task"]
 
-TASKS: dict[str, Task] = {"miniature": Miniature()}
+TASKS: dict[str, Task] = {"concise": Concise(), "miniature": Miniature()}
 
 
 def get_task(name: str) -> Task:

@@ -3,12 +3,13 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from chatloom.evals import likelihood
-from chatloom.evals.likelihood import bits_per_byte, measure, rise
+from chatloom.evals.likelihood import Likelihood, bits_per_byte, measure, perplexity_rise, rise
 from chatloom.testing.models import VOCAB_SIZE, tiny_llama
 from chatloom.testing.tokenizer import byte_tokenizer
 
@@ -88,3 +89,15 @@ def test_no_text_is_an_error_and_empty_documents_are_left_out() -> None:
     assert len(measured(Ignorant(), ["", "ab"]).nats) == 1
     with pytest.raises(ValueError, match="no held-out text"):
         measured(Ignorant(), ["", ""])
+
+
+def test_the_rise_in_perplexity_is_a_ratio_by_hand() -> None:
+    tokens, num_bytes = np.array([4, 6]), np.array([10, 20])
+    before = Likelihood(np.array([8.0, 12.0]), num_bytes, tokens)  # 2 nats a token
+    after = Likelihood(np.array([8.4, 12.6]), num_bytes, tokens)  # 2.1 nats a token
+    found = perplexity_rise(after, before)
+    assert found.value == pytest.approx(math.exp(0.1) - 1)
+    assert found.low == pytest.approx(found.value)  # every document rises alike
+    assert perplexity_rise(before, before).value == 0.0
+    with pytest.raises(ValueError, match="one tokenizer"):
+        perplexity_rise(Likelihood(after.nats, num_bytes, tokens + 1), before)

@@ -20,5 +20,5 @@ def test_a_record_without_an_example_is_refused() -> None:
 
 
 def test_an_unknown_task_names_those_that_exist() -> None:
-    with pytest.raises(ValueError, match="no task 'minature'; the tasks are miniature"):
+    with pytest.raises(ValueError, match="no task 'minature'; the tasks are concise, miniature"):
         get_task("minature")
