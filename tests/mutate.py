@@ -45,7 +45,7 @@ BREAKAGES = tuple(Breakage(*row) for row in (
      "parity/test_transformers_models.py::test_padded_rows_match", "positions go on in the next document"),
     ("nn/cache.py", "key.repeat_interleave(repeats, dim=1)", "key.repeat(1, repeats, 1, 1)",
      "parity/test_transformers_models.py::test_logits_loss_and_gradients", "grouped queries meet another group's keys"),
-    ("nn/paged.py", "Mask((distance >= 0)[:, None, None]", "Mask((distance > 0)[:, None, None]",
+    ("nn/paged.py", "seen = slots <= positions[:, None]", "seen = slots < positions[:, None]",
      "engine/test_engine.py::test_greedy_is_a_loop_of_full_forwards", "a decoded token does not see itself"),
     ("nn/paged.py", "back[self.where] =", "back[self.where.flip(0)] =",
      "nn/test_paged.py::test_decoding_sees_what_training_sees", "a block's values get another block's shares"),

@@ -121,6 +121,8 @@ class Scheduler:
         room = self._go_on(plan)
         if not plan.num_preempted:
             self._admit(plan, room)
+        for origin, _ in plan.copies:
+            self.blocks.drop(origin)
         plan.moves = [(origin, target) for target, origin in self.blocks.moves.items()]
         self.blocks.moves.clear()
         plan.chunks.sort(key=lambda chunk: chunk[1] > 1)  # stable
@@ -191,23 +193,28 @@ class Scheduler:
         following = self._block_behind(tokens, len(match.blocks), match.name)
         if match.num_tokens < len(tokens) - 1 and match.copied is None and following in self._computing:
             return False
-        for block in match.blocks:
+        # What is copied is held until the plan is made, or it might be given away before.
+        copied, num_known = match.copied, match.num_tokens
+        for block in match.blocks if copied is None else (*match.blocks, copied):
             blocks.hold(block)
-        num_own = -(-len(tokens) // blocks.block_size) - len(match.blocks)
         # Those that run will soon need more: a start that would be taken back is not worth it.
-        reserve = len(self._running) // 4
-        if blocks.num_available < num_own + reserve:
+        num_own = -(-len(tokens) // blocks.block_size) - len(match.blocks)
+        needed = num_own + len(self._running) // 4
+        if copied is not None and blocks.num_available < needed:
+            blocks.drop(copied)
+            copied, num_known = None, len(match.blocks) * blocks.block_size
+        if blocks.num_available < needed:
             for block in reversed(match.blocks):
                 blocks.drop(block)
             return None
         own = [block for block in (blocks.take() for _ in range(num_own)) if block is not None]
         assert len(own) == num_own
         sequence.blocks = match.blocks + own
-        if match.copied is not None:
-            plan.copies.append((match.copied, own[0]))
-        if match.num_tokens < sequence.num_virtual:
+        if copied is not None:
+            plan.copies.append((copied, own[0]))
+        if num_known < sequence.num_virtual:
             plan.fresh.append(sequence)
-        sequence.num_computed = max(match.num_tokens, sequence.num_virtual)
+        sequence.num_computed = max(num_known, sequence.num_virtual)
         sequence._named, sequence._parent = len(match.blocks), match.name
         sequence._stale = sequence._tail_named = False
         insort(self._running, sequence, key=lambda each: each.order)

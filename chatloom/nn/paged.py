@@ -148,8 +148,9 @@ class _Ones:
         else:
             self.where, self.read = torch.arange(len(blocks), device=device), len(blocks)
         self.row_of = torch.zeros(self.read, dtype=torch.int64, device=device).index_copy_(0, self.where, self.row)
-        distance = positions[:, None] - torch.arange(self.most * size, device=device)
-        self.mask = Mask((distance >= 0)[:, None, None], distance[:, None, None])  # (B, 1, 1, S)
+        slots = torch.arange(self.most * size, device=device)
+        seen = slots <= positions[:, None]
+        self.mask = Mask(seen[:, None, None], (positions[:, None], slots[None]))  # (B, 1, 1, S)
         self._orders: dict[int, tuple[Tensor, Tensor]] = {}
 
     def orders(self, heads: int) -> tuple[Tensor, Tensor]:
@@ -206,8 +207,8 @@ class _Prompts:
             self.table = torch.tensor(rows, device=device)
             starts = torch.tensor([chunk.start for chunk in chunks], device=device)
             slots = torch.arange(most * size, device=device)
-            distance = ((starts[:, None] + offsets)[:, :, None] - slots)[:, None]  # (P, 1, T, S)
-            self.mask = Mask(distance >= 0, distance)
+            places = starts[:, None] + offsets  # (P, T)
+            self.mask = Mask((slots <= places[:, :, None])[:, None], (places, slots[None]))  # (P, 1, T, S)
 
     def attend(self, queries: Tensor, own: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, rule: Rule) -> Tensor:
         """Attention of the real tokens among them, in their order: (tokens, H, D)."""

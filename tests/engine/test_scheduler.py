@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from chatloom.engine.blocks import Blocks
@@ -92,6 +92,7 @@ class World:
     max_rows=st.integers(1, 8),
     more=st.integers(0, 20),
 )
+@example(seed=136, num_blocks=25, size=2, max_rows=1, more=8)  # a block that is to be copied was given away before
 def test_every_request_ends_and_no_block_is_lost(
     seed: int, num_blocks: int, size: int, max_rows: int, more: int
 ) -> None:
