@@ -1,4 +1,4 @@
-"""How many blocks the cache may have."""
+"""How many blocks the cache may have, and whether an error says that there is no memory for more."""
 
 import os
 
@@ -15,8 +15,20 @@ def num_blocks(
     """Enough for `rows` full contexts if they take no more than a quarter of the memory, but for one at least."""
     size = torch.finfo(dtype).bits // 8
     block_bytes = 2 * config.num_layers * config.num_key_value_heads * config.head_width * block_size * size
-    a_row = -(-(config.context_length + num_virtual) // block_size)
+    a_row = blocks_of_a_row(config, block_size, num_virtual)
     return max(a_row, min(rows * a_row, int(_SHARE * _memory_bytes(device)) // block_bytes))
+
+
+def blocks_of_a_row(config: DecoderConfig, block_size: int, num_virtual: int) -> int:
+    """Blocks of a row that fills the context."""
+    return -(-(config.context_length + num_virtual) // block_size)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether a computation failed for want of memory: torch has a type of its own for that on a GPU only."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
 
 
 def _memory_bytes(device: torch.device) -> int:

@@ -22,12 +22,12 @@ import torch
 from chatloom import runtime
 from chatloom.engine import settle
 from chatloom.engine.blocks import Blocks
-from chatloom.engine.capacity import num_blocks
-from chatloom.engine.request import GREEDY, Completion, Progress, SamplingParams
+from chatloom.engine.capacity import blocks_of_a_row, num_blocks, out_of_memory
+from chatloom.engine.request import GREEDY, Completion, Overloaded, Progress, SamplingParams
 from chatloom.engine.runner import Row, Runner
-from chatloom.engine.scheduler import Scheduler
+from chatloom.engine.scheduler import Plan, Scheduler
 from chatloom.engine.stream import Stream
-from chatloom.engine.weights import version
+from chatloom.engine.weights import modules_of, version
 from chatloom.models import Decoder
 from chatloom.tokenizers.bpe import Tokenizer
 
@@ -46,6 +46,7 @@ class Engine:
         autocast: str = "fp32",
         step_tokens: int | None = None,
         cache_tokens: int | None = None,
+        max_waiting: int | None = None,
     ) -> None:
         """Wrap a model and the tokenizer that decodes for it.
 
@@ -58,16 +59,23 @@ class Engine:
                 is 2048 and no less than `max_batch`.
             cache_tokens: the most tokens whose keys and values are kept; None is `max_batch` full contexts, and no more
                 than a quarter of the memory. Rows that find no room wait.
+            max_waiting: the most requests that wait; `submit` and `stream` refuse those beyond (`Overloaded`), where
+                `generate` computes whatever its caller brings. None is no limit.
         """
         if max_batch < 1:
             raise ValueError(f"max_batch is {max_batch}; it must be at least 1")
         if cache_tokens is not None and cache_tokens < 2 * BLOCK_SIZE:
             raise ValueError(f"cache_tokens is {cache_tokens}; it must be at least {2 * BLOCK_SIZE}")
+        if max_waiting is not None and max_waiting < 0:
+            raise ValueError(f"max_waiting is {max_waiting}; it must be at least 0, or None for no limit")
         runtime.pick_dtype(autocast)
         self.model = model
         self.tokenizer = tokenizer
         self.max_batch = max_batch
         self.autocast = autocast
+        self.max_waiting = max_waiting
+        self._less: tuple[int, int] | None = None  # rows and tokens of a step while memory is short
+        self._room: int | None = None  # blocks beyond which the cache could not grow
         self._step_tokens = max(2048, max_batch) if step_tokens is None else step_tokens
         self._cache_tokens = None if cache_tokens is None else -(-cache_tokens // BLOCK_SIZE) * BLOCK_SIZE
         self._scheduler = Scheduler(Blocks(2, BLOCK_SIZE), max_rows=max_batch, step_tokens=self._step_tokens)
@@ -112,7 +120,9 @@ class Engine:
         try:
             if self._worker is None:
                 with self._stepping, self._inference():
-                    self._finish(rows, progress, lambda done: self._step())
+                    self._take_in()
+                    self._refresh()  # once: nobody else has a say before the end
+                    self._finish(rows, progress, lambda done: self._compute())
             else:
                 self._finish(rows, progress, self._until)
         finally:
@@ -131,7 +141,8 @@ class Engine:
     def submit(self, prompt: Sequence[int], sampling: SamplingParams = GREEDY) -> Stream:
         """Let a request join those under way; the stream gives its text, its result, and cancels it.
 
-        Errors as for `generate`, raised at the call; `SamplingParams.n` must be 1.
+        Errors as for `generate`, raised at the call; `SamplingParams.n` must be 1. Raises Overloaded where as many
+        wait as may, or where memory has run out and somebody waits for it.
         """
         row = self._one(prompt, sampling)
         self._add([row])
@@ -154,7 +165,7 @@ class Engine:
     def reset(self) -> None:
         """Forget everything computed: needed only after a change of weights that torch cannot see (`weights`)."""
         with self._stepping:
-            self._version = None
+            self._version = self._runner = self._room = None
 
     # --- requests -------------------------------------------------------------------------------------------
 
@@ -194,7 +205,19 @@ class Engine:
             raise ValueError(
                 f"a stream has one completion, and {sampling.num_samples} are asked for; send as many requests"
             )
+        self._refuse_beyond_limits()
         return self._rows([prompt], [sampling], [sampling.seed], follow=True)[0]
+
+    def _refuse_beyond_limits(self) -> None:
+        waiting = len(self._arrived) + self._scheduler.num_waiting
+        free = max(0, self._scheduler.max_rows - self._scheduler.num_running)
+        if self._less is not None and waiting >= free:
+            raise Overloaded(f"memory has run out and {waiting} requests wait for it; send this one again later")
+        if self.max_waiting is not None and waiting >= self.max_waiting + free:
+            raise Overloaded(
+                f"{waiting} requests wait and the engine lets {self.max_waiting} wait beyond the {free} that can start "
+                "(max_waiting); send this one again later"
+            )
 
     def _stream(self, row: Row) -> Generator[str, None, Completion]:
         self._add([row])
@@ -255,35 +278,69 @@ class Engine:
     def _step(self) -> bool:
         """Compute one step for all that are under way; False if there was nothing to do."""
         with self._stepping, self._inference():
-            self._take_in()
-            runner, scheduler = self._refreshed(), self._scheduler
-            plan = scheduler.plan()
-            if not plan:
-                self._tell()  # something may have been cancelled
-                return False
-            try:
-                runner.cache.make_room(scheduler.blocks.high_water)
-                rows = runner.run(plan)
-            except BaseException:
-                scheduler.restart()  # nobody knows how much of the step was done
-                scheduler.forget()
+            self._take_in()  # before the model is looked at, which they were settled for
+            self._refresh()
+            return self._compute()
+
+    def _compute(self) -> bool:
+        """As `_step`, by who holds the engine and has looked at the weights."""
+        self._take_in()
+        runner, scheduler = self._runner, self._scheduler
+        assert runner is not None
+        plan = scheduler.plan()
+        if not plan:
+            self._tell()  # something may have been cancelled
+            return False
+        try:
+            runner.cache.make_room(scheduler.blocks.high_water, most=scheduler.blocks.num_blocks)
+            rows = runner.run(plan)
+        except BaseException as error:
+            scheduler.restart()  # nobody knows how much of the step was done
+            scheduler.forget()
+            if not isinstance(error, Exception) or not out_of_memory(error):
                 raise
-            scheduler.advance(plan)
-            for row in rows:
-                if row.ended:
-                    scheduler.remove(row)
-            if any(row.error is not None for row in rows):
-                scheduler.restart()
-                scheduler.forget()
-                runner.cache.clear()
+            self._do_with_less(plan)
+            return True
+        scheduler.advance(plan)
+        for row in rows:
+            if row.ended:
+                scheduler.remove(row)
+        if self._less is not None and not scheduler.num_running and not scheduler.num_waiting:
+            self._less, scheduler.max_rows, scheduler.step_tokens = None, self.max_batch, self._step_tokens
+        if any(row.error is not None for row in rows):
+            scheduler.restart()
+            scheduler.forget()
+            runner.cache.clear()
         self._tell()
         return True
 
-    def _refreshed(self) -> Runner:
-        """The runner, with nothing remembered if the model is not what the last step saw."""
+    def _do_with_less(self, plan: Plan) -> None:
+        """After a step for which there was no memory: half of it from now on; what cannot be halved is given up.
+
+        Who was computed begins anew or waits, and nobody new is taken until all have ended.
+        """
+        assert self._runner is not None
+        num_rows, num_tokens = len(plan.chunks), sum(count for _, count in plan.chunks)
+        self._less = max(1, num_rows // 2), max(BLOCK_SIZE, num_tokens // 2)
+        if num_rows == 1 and num_tokens <= BLOCK_SIZE:
+            [(row, _)] = plan.chunks
+            assert isinstance(row, Row)
+            self._scheduler.remove(row)
+            row.error = Overloaded(
+                f"memory ran out at a request of {len(row.tokens)} tokens, computed alone; shorten it or make room"
+            )
+            self._less = None  # the others may do better without it
+        cache = self._runner.cache
+        if self._scheduler.blocks.high_water > cache.num_blocks:
+            self._room = cache.num_blocks
+        self._replace_scheduler(cache.keys.dtype, cache.keys.device)
+        self._tell()
+
+    def _refresh(self) -> None:
+        """Have a runner, with nothing remembered if the model is not what the last step saw."""
         now = version(self.model)
         if self._runner is not None and now == self._version:
-            return self._runner
+            return
         weight = self.model.embedding.weight
         dtype = weight.dtype if self.autocast == "fp32" else runtime.pick_dtype(self.autocast)
         runner = Runner(self.model, dtype=dtype, block_size=BLOCK_SIZE)
@@ -293,7 +350,6 @@ class Engine:
         else:
             self._replace_scheduler(dtype, weight.device)
         self._runner = runner
-        return runner
 
     def _replace_scheduler(self, dtype: torch.dtype, device: torch.device) -> None:
         """Begin with an empty cache of the right size; what was under way is computed anew."""
@@ -308,8 +364,10 @@ class Engine:
         )
         if self._cache_tokens is not None:
             most = self._cache_tokens // BLOCK_SIZE
-        blocks = Blocks(most, BLOCK_SIZE)
-        scheduler = Scheduler(blocks, max_rows=self.max_batch, step_tokens=self._step_tokens)
+        if self._room is not None:
+            most = min(most, max(self._room, blocks_of_a_row(self.model.config, BLOCK_SIZE, num_virtual)))
+        max_rows, step_tokens = self._less or (self.max_batch, self._step_tokens)
+        scheduler = Scheduler(Blocks(most, BLOCK_SIZE), max_rows=max_rows, step_tokens=step_tokens)
         for row in self._scheduler.emptied():
             assert isinstance(row, Row)
             if row.num_virtual == num_virtual:
@@ -321,7 +379,7 @@ class Engine:
     @contextlib.contextmanager
     def _inference(self) -> Iterator[None]:
         """No gradients, no dropout, the engine's number type; every module's mode is put back."""
-        training = [module for module in self.model.modules() if module.training]
+        training = [module for module in modules_of(self.model) if module.training]
         if training:
             self.model.eval()
         try:

@@ -24,6 +24,10 @@ MAX_TOP_LOGPROBS = 20
 MAX_BIAS = 100.0
 
 
+class Overloaded(RuntimeError):
+    """A request was refused or given up because others, or the memory, leave no room for it: send it again later."""
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How one completion is sampled. Raises ValueError, naming the allowed range, for a value outside it."""

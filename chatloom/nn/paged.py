@@ -21,6 +21,8 @@ from chatloom.nn.cache import PLAIN, Mask, Rule
 
 # A stretch of blocks is read as it lies if it has up to so many times the blocks that are needed; else they are copied.
 _STRETCH = 1.5
+# Up to so many blocks in a rectangle of rows are copied: where everything is small, fewer operations count for more.
+_FEW = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +61,13 @@ class Paged:
         """Blocks there is room for."""
         return self.keys.shape[1]
 
-    def make_room(self, num_blocks: int) -> None:
-        """Have room for at least so many blocks, and for twice as many as there were."""
+    def make_room(self, num_blocks: int, *, most: int | None = None) -> None:
+        """Have room for at least so many blocks, and for twice as many as there were, but for no more than `most`."""
         if num_blocks > self.num_blocks:
-            missing = max(num_blocks, 2 * self.num_blocks) - self.num_blocks
-            self.keys, self.values = (F.pad(kept, (0, 0) * 3 + (0, missing)) for kept in (self.keys, self.values))
+            wanted = max(num_blocks, 2 * self.num_blocks)
+            missing = (wanted if most is None else max(num_blocks, min(wanted, most))) - self.num_blocks
+            # Both or none: where memory ends, what there was stays whole.
+            self.keys, self.values = [F.pad(kept, (0, 0) * 3 + (0, missing)) for kept in (self.keys, self.values)]
 
     def clear(self) -> None:
         """Overwrite everything with zeros: a number that is not finite would spoil whoever gets its block."""
@@ -101,7 +105,7 @@ class Paged:
         groups = torch.arange(self.keys.shape[2], device=device)
         # Where each token's keys go, in the blocks seen as (blocks * G * block_size, D).
         self._slots = ((where[1][:, None] * len(groups) + groups) * size + where[0][:, None] % size).flatten()
-        self._ones = _Ones(chunks[:num_ones], where[0, :num_ones], size) if num_ones else None
+        self._ones = _Ones(chunks[:num_ones], where[0, :num_ones], size, len(groups)) if num_ones else None
         self._prompts = _grouped(chunks, num_ones, size, device)
 
     def positions(self, tokens: Tensor) -> Tensor:
@@ -131,11 +135,22 @@ class Paged:
 class _Ones:
     """The rows that bring one token."""
 
-    def __init__(self, chunks: Sequence[Chunk], positions: Tensor, size: int) -> None:
+    def __init__(self, chunks: Sequence[Chunk], positions: Tensor, size: int, groups: int) -> None:
         device = positions.device
         counts = [chunk.start // size + 1 for chunk in chunks]  # blocks of each row
-        blocks = [block for chunk, count in zip(chunks, counts) for block in chunk.blocks[:count]]
         self.count, self.most = len(chunks), max(counts)
+        slots = torch.arange(self.most * size, device=device)
+        seen = slots <= positions[:, None]
+        self.mask = Mask(seen[:, None, None], (positions[:, None], slots[None]))  # (B, 1, 1, S)
+        self._orders: dict[int, tuple[Tensor, Tensor]] = {}
+        self.table: Tensor | None = None
+        if self.count * self.most <= _FEW:
+            padding = [[chunk.blocks[0]] * (self.most - count) for chunk, count in zip(chunks, counts)]
+            rows = [[*chunk.blocks[:count], *rest] for chunk, count, rest in zip(chunks, counts, padding)]
+            table = torch.tensor(rows, device=device)[:, None]  # (B, 1, most), of blocks; a group's part of each:
+            self.table = (table * groups + torch.arange(groups, device=device)[:, None]).flatten()  # (B * G * most,)
+            return
+        blocks = [block for chunk, count in zip(chunks, counts) for block in chunk.blocks[:count]]
         numbers = torch.tensor(counts, device=device)
         self.row = torch.repeat_interleave(torch.arange(self.count, device=device), numbers)  # (E,)
         self.starts = numbers.cumsum(0) - numbers
@@ -148,10 +163,6 @@ class _Ones:
         else:
             self.where, self.read = torch.arange(len(blocks), device=device), len(blocks)
         self.row_of = torch.zeros(self.read, dtype=torch.int64, device=device).index_copy_(0, self.where, self.row)
-        slots = torch.arange(self.most * size, device=device)
-        seen = slots <= positions[:, None]
-        self.mask = Mask(seen[:, None, None], (positions[:, None], slots[None]))  # (B, 1, 1, S)
-        self._orders: dict[int, tuple[Tensor, Tensor]] = {}
 
     def orders(self, heads: int) -> tuple[Tensor, Tensor]:
         """From scores by block to scores by row, (B * H * most,), and back, (read * H,)."""
@@ -171,6 +182,14 @@ class _Ones:
         heads, width = query.shape[1:]
         groups, size = keys.shape[1:3]
         query = (query * (width**-0.5 if rule.scale is None else rule.scale)).to(keys.dtype)
+        if self.table is not None:
+            keys, values = (
+                kept.view(-1, size, width).index_select(0, self.table).view(self.count * groups, -1, width)
+                for kept in (keys, values)
+            )
+            scores = torch.bmm(query.reshape(-1, heads // groups, width), keys.transpose(1, 2))
+            scores = self._softmax(scores.view(self.count, heads, 1, -1), query, rule)
+            return torch.bmm(scores.view(len(keys), heads // groups, -1), values).view(self.count, heads, width)
         if isinstance(self.chosen, slice):
             keys, values = keys[self.chosen], values[self.chosen]
         else:
@@ -179,13 +198,17 @@ class _Ones:
         shared = query.index_select(0, self.row_of).view(-1, heads // groups, width)
         scores = torch.bmm(shared, keys.view(-1, size, width).transpose(1, 2))
         scores = scores.view(-1, size).index_select(0, to_rows).view(self.count, heads, 1, -1)
-        if rule.softcap is not None:
-            scores = rule.softcap * torch.tanh(scores / rule.softcap)
-        scores = (scores + self.mask.floor(query[:, :, None], rule)).softmax(-1).to(values.dtype)
+        scores = self._softmax(scores, query, rule)
         scores = scores.view(-1, size).index_select(0, back).view(-1, heads // groups, size)
         shares = torch.bmm(scores, values.view(-1, size, width)).view(self.read, heads * width)
         seen = F.embedding_bag(self.where, shares, self.starts, mode="sum")
         return seen.view(self.count, heads, width)
+
+    def _softmax(self, scores: Tensor, query: Tensor, rule: Rule) -> Tensor:
+        """Of the scores (B, H, 1, S) that each row may see."""
+        if rule.softcap is not None:
+            scores = rule.softcap * torch.tanh(scores / rule.softcap)
+        return (scores + self.mask.floor(query[:, :, None], rule)).softmax(-1).to(query.dtype)
 
 
 class _Prompts:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from chatloom.nn import paged
 from chatloom.nn.cache import PLAIN, Causal, Rule
 from chatloom.nn.paged import Chunk, Paged
 
@@ -17,6 +18,12 @@ RULES = [
     Rule(scale=0.3, window=3, softcap=1.5),
     Rule(scale=0.3, window=70, alibi=True),
 ]
+
+
+@pytest.fixture(autouse=True, params=[0, 10**6], ids=["where they lie", "copied"])
+def few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks are read in two ways; both have to give the same."""
+    monkeypatch.setattr(paged, "_FEW", request.param)
 
 
 def drawn(*shape: int, seed: int) -> Tensor:
