@@ -1,5 +1,7 @@
 """Generation: the same object for rollouts, evaluation, prompting and chat.
 
-`request` (what is asked) and `text` (tokens to text) import no torch; `sampling` draws tokens, `runner` is the
-decoding loop, `engine` the interface, `language_model` what `chatloom.load` gives.
+`request` (what is asked), `blocks` and `scheduler` (what is computed next, and where it lies) and `text` (tokens to
+text) import no torch. `settle` makes rows of requests, `runner` computes a step of them, `sampling` draws tokens,
+`weights` notices that the model has changed, `engine` is the interface, `stream` one request of it, `language_model`
+what `chatloom.load` gives.
 """

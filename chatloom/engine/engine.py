@@ -1,29 +1,53 @@
-"""The engine: prompts in, completions out. Rollouts, evaluation, prompting and chat all generate through it.
+"""The engine: prompts in, completions out. Rollouts, evaluation, prompting, chat and serving all generate through it.
 
-`generate` sorts the prompts by length, decodes them in batches of at most `max_batch` rows and gives the results in
-the order of the prompts. What a request returns depends on its prompt, parameters and seed, not on what is decoded
-beside it (up to the rounding of matrix products of another size, about 1e-6 in a log-probability).
+All requests that are under way share each step (`scheduler`), and equal beginnings are computed once (`blocks`). What
+a request returns depends on its prompt, parameters and seed, not on what is decoded beside it, nor on what was
+remembered (up to the rounding of matrix products of another size, about 1e-6 in a log-probability).
 
+Weights are read at each step. When they have changed (`weights`), nothing computed before is used for a new request.
 The model is put into evaluation mode while a token is computed and left in the mode it had.
+
+`generate` computes in the caller's thread. `submit` does too, as its stream is read, unless `start` has given the
+work to a thread of its own; then any number of threads may submit, read and cancel.
 """
 
 import contextlib
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import replace
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 
 import torch
 
 from chatloom import runtime
-from chatloom.engine.request import GREEDY, MAX_SEED, Completion, Progress, SamplingParams, derive_seed
-from chatloom.engine.runner import Batch, Row
+from chatloom.engine import settle
+from chatloom.engine.blocks import Blocks
+from chatloom.engine.capacity import blocks_of_a_row, num_blocks, out_of_memory
+from chatloom.engine.request import GREEDY, Completion, Overloaded, Progress, SamplingParams
+from chatloom.engine.runner import Row, Runner
+from chatloom.engine.scheduler import Plan, Scheduler
+from chatloom.engine.stream import Stream
+from chatloom.engine.weights import modules_of, version
 from chatloom.models import Decoder
 from chatloom.tokenizers.bpe import Tokenizer
 
+BLOCK_SIZE = 32  # smaller blocks waste less of the last one, larger ones make longer products
+
 
 class Engine:
-    """Generates with a model, which may go on training between the calls: weights are read at each call."""
+    """Generates with a model, which may go on training between the calls."""
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer, *, max_batch: int = 128, autocast: str = "fp32") -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        *,
+        max_batch: int = 128,
+        autocast: str = "fp32",
+        step_tokens: int | None = None,
+        cache_tokens: int | None = None,
+        max_waiting: int | None = None,
+    ) -> None:
         """Wrap a model and the tokenizer that decodes for it.
 
         Args:
@@ -31,14 +55,39 @@ class Engine:
             tokenizer: used to decode only.
             max_batch: the most rows decoded at once; memory grows with it.
             autocast: "fp32" computes in the model's own type, "bf16" runs its matrix products in bfloat16.
+            step_tokens: the most tokens computed in a step, so that a long prompt does not hold up the others; None
+                is 2048 and no less than `max_batch`.
+            cache_tokens: the most tokens whose keys and values are kept; None is `max_batch` full contexts, and no more
+                than a quarter of the memory. Rows that find no room wait.
+            max_waiting: the most requests that wait; `submit` and `stream` refuse those beyond (`Overloaded`), where
+                `generate` computes whatever its caller brings. None is no limit.
         """
         if max_batch < 1:
             raise ValueError(f"max_batch is {max_batch}; it must be at least 1")
+        if cache_tokens is not None and cache_tokens < 2 * BLOCK_SIZE:
+            raise ValueError(f"cache_tokens is {cache_tokens}; it must be at least {2 * BLOCK_SIZE}")
+        if max_waiting is not None and max_waiting < 0:
+            raise ValueError(f"max_waiting is {max_waiting}; it must be at least 0, or None for no limit")
         runtime.pick_dtype(autocast)
         self.model = model
         self.tokenizer = tokenizer
         self.max_batch = max_batch
         self.autocast = autocast
+        self.max_waiting = max_waiting
+        self._less: tuple[int, int] | None = None  # rows and tokens of a step while memory is short
+        self._room: int | None = None  # blocks beyond which the cache could not grow
+        self._step_tokens = max(2048, max_batch) if step_tokens is None else step_tokens
+        self._cache_tokens = None if cache_tokens is None else -(-cache_tokens // BLOCK_SIZE) * BLOCK_SIZE
+        self._scheduler = Scheduler(Blocks(2, BLOCK_SIZE), max_rows=max_batch, step_tokens=self._step_tokens)
+        self._runner: Runner | None = None
+        self._version: Hashable = None
+        self._orders = itertools.count()
+        self._arrived: deque[Row] = deque()
+        self._cancelled: deque[Row] = deque()
+        self._stepping = threading.RLock()  # guards all of the above but the two queues
+        self._news = threading.Condition()  # told after every step
+        self._work = threading.Event()  # told when there may be something to do
+        self._worker: threading.Thread | None = None
 
     @property
     def context_length(self) -> int:
@@ -52,33 +101,34 @@ class Engine:
         *,
         progress: Progress | None = None,
     ) -> list[Completion]:
-        """One completion a prompt, in order.
+        """The completions of each prompt, `SamplingParams.n` of them, in order.
 
         Args:
-            prompts: token lists. Equal ones share their prefill, so K samples of a prompt are K equal prompts.
+            prompts: token lists. Equal beginnings are computed once.
             sampling: one for all, or one for each. A seed given once for a list is the seed of request 0; request i
                 uses `derive_seed(seed, i)`. Requests that sample without a seed draw one from torch's generator.
             progress: called with (finished requests, all requests) as they finish.
 
         Raises:
-            ValueError: a prompt that is empty, does not fit the context, or has tokens outside the vocabulary; as
-                many parameters as prompts were expected; a model whose logits are not finite.
+            ValueError: a prompt that is empty, does not fit the context or the cache, or has tokens outside the
+                vocabulary; as many parameters as prompts were expected; a model whose logits are not finite.
         """
-        rows = self._settle(prompts, self._each(sampling, len(prompts)))
-        order = sorted(range(len(rows)), key=lambda index: (len(rows[index].prompt), rows[index].prompt))
-        completions: dict[int, Completion] = {}
-        with self._inference():
-            for start in range(0, len(order), self.max_batch):
-                chosen = order[start : start + self.max_batch]
-                batch = self._batch([rows[index] for index in chosen])
-                reported = 0
-                while not batch.finished:
-                    batch.step()
-                    if progress is not None and batch.num_finished > reported:
-                        reported = batch.num_finished
-                        progress(start + reported, len(rows))
-                completions.update(zip(chosen, batch.completions()))
-        return [completions[index] for index in range(len(rows))]
+        each, seeds = settle.each_its_own(sampling, len(prompts))
+        with self._stepping:
+            rows = self._rows(prompts, each, seeds, space=self._own_space())
+            self._add(rows)
+        try:
+            if self._worker is None:
+                with self._stepping, self._inference():
+                    self._take_in()
+                    self._refresh()  # once: nobody else has a say before the end
+                    self._finish(rows, progress, lambda done: self._compute())
+            else:
+                self._finish(rows, progress, self._until)
+        finally:
+            for row in rows:
+                self._cancel(row)
+        return settle.chosen([row.completion(self.tokenizer.decode) for row in rows], each)
 
     def stream(self, prompt: Sequence[int], sampling: SamplingParams = GREEDY) -> Generator[str, None, Completion]:
         """The text of one completion in pieces, as they become certain; the generator returns the Completion.
@@ -86,29 +136,250 @@ class Engine:
         A piece never ends within a character or a stop string; put together they are `Completion.text`. Errors as
         for `generate`, raised at the call. Closing the generator ends the work.
         """
-        return self._stream(self._settle([prompt], [sampling])[0])
+        return self._stream(self._one(prompt, sampling))
+
+    def submit(self, prompt: Sequence[int], sampling: SamplingParams = GREEDY) -> Stream:
+        """Let a request join those under way; the stream gives its text, its result, and cancels it.
+
+        Errors as for `generate`, raised at the call; `SamplingParams.n` must be 1. Raises Overloaded where as many
+        wait as may, or where memory has run out and somebody waits for it.
+        """
+        row = self._one(prompt, sampling)
+        self._add([row])
+        return Stream(self, row)
+
+    def start(self) -> None:
+        """Compute in a thread of its own from now on, until `stop`."""
+        if self._worker is None:
+            self._worker = threading.Thread(target=self._serve, name="engine", daemon=True)
+            self._worker.start()
+
+    def stop(self) -> None:
+        """End the thread. Requests under way stay; whoever reads them computes."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            self._work.set()
+            worker.join()
+            self._tell()
+
+    def reset(self) -> None:
+        """Forget everything computed: needed only after a change of weights that torch cannot see (`weights`)."""
+        with self._stepping:
+            self._version = self._runner = self._room = None
+
+    # --- requests -------------------------------------------------------------------------------------------
+
+    def _rows(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sequence[SamplingParams],
+        seeds: Sequence[int | None],
+        *,
+        follow: bool = False,
+        space: bytes = b"",
+    ) -> list[Row]:
+        return settle.settle(
+            self.model,
+            prompts,
+            sampling,
+            seeds,
+            cache_tokens=self._cache_tokens,
+            orders=self._orders,
+            decode=self.tokenizer.decode,
+            follow=follow,
+            space=space,
+        )
+
+    def _own_space(self) -> bytes:
+        """Where the requests of a call share with each other and with nothing before: its results are exact then.
+
+        A sum over remembered keys and one over keys computed together differ in the last bit.
+        """
+        if self._arrived or self._scheduler.num_waiting or self._scheduler.num_running:
+            return f"call {next(self._orders)}".encode()
+        self._scheduler.forget()
+        return b""
+
+    def _one(self, prompt: Sequence[int], sampling: SamplingParams) -> Row:
+        if sampling.num_samples > 1:
+            raise ValueError(
+                f"a stream has one completion, and {sampling.num_samples} are asked for; send as many requests"
+            )
+        self._refuse_beyond_limits()
+        return self._rows([prompt], [sampling], [sampling.seed], follow=True)[0]
+
+    def _refuse_beyond_limits(self) -> None:
+        waiting = len(self._arrived) + self._scheduler.num_waiting
+        free = max(0, self._scheduler.max_rows - self._scheduler.num_running)
+        if self._less is not None and waiting >= free:
+            raise Overloaded(f"memory has run out and {waiting} requests wait for it; send this one again later")
+        if self.max_waiting is not None and waiting >= self.max_waiting + free:
+            raise Overloaded(
+                f"{waiting} requests wait and the engine lets {self.max_waiting} wait beyond the {free} that can start "
+                "(max_waiting); send this one again later"
+            )
 
     def _stream(self, row: Row) -> Generator[str, None, Completion]:
-        # Inference mode is per thread: it is entered for each step, never held while the caller runs.
-        with self._inference():
-            batch = self._batch([row], follow=True)
-        num_sent = 0
-        while not batch.finished:
-            with self._inference():
-                batch.step()
-            piece, num_sent = "".join(batch.pieces[0][num_sent:]), len(batch.pieces[0])
-            if piece:
-                yield piece
-        return batch.completions()[0]
+        self._add([row])
+        stream = Stream(self, row)
+        try:
+            yield from stream
+        finally:
+            stream.cancel()
+        return stream.result()
 
-    def _batch(self, rows: list[Row], *, follow: bool = False) -> Batch:
-        dtype = self.model.embedding.weight.dtype if self.autocast == "fp32" else runtime.pick_dtype(self.autocast)
-        return Batch(self.model, rows, decode=self.tokenizer.decode, cache_dtype=dtype, follow=follow)
+    def _add(self, rows: Sequence[Row]) -> None:
+        self._arrived.extend(rows)
+        self._work.set()
+
+    def _cancel(self, row: Row) -> None:
+        if row.ended:
+            return
+        self._cancelled.append(row)
+        self._work.set()
+        if self._worker is None:
+            with self._stepping:
+                self._take_in()
+
+    def _take_in(self) -> None:
+        """What other threads have asked for since the last step."""
+        while self._arrived:
+            self._scheduler.add(self._arrived.popleft())
+        while self._cancelled:
+            row = self._cancelled.popleft()
+            if not row.ended:
+                self._scheduler.remove(row)
+                row.reason = "cancelled"
+
+    def _finish(
+        self, rows: list[Row], progress: Progress | None, go_on: Callable[[Callable[[], bool]], object]
+    ) -> None:
+        """Go on until all have ended, and tell how many have."""
+        left, reported = rows, 0
+        while left:
+            go_on(left[0].has_ended)
+            left = [row for row in left if not row.ended]
+            if progress is not None and len(rows) - len(left) > reported:
+                reported = len(rows) - len(left)
+                progress(reported, len(rows))
+
+    def _until(self, done: Callable[[], bool]) -> None:
+        """Wait until it is done, or compute a step towards it if nobody else does."""
+        if self._worker is not None:
+            with self._news:
+                self._news.wait_for(lambda: done() or self._worker is None)
+            return
+        with self._stepping:
+            moved = done() or self._step()
+            assert moved or done(), "a request is under way and nothing is left to compute"
+
+    # --- steps ----------------------------------------------------------------------------------------------
+
+    def _step(self) -> bool:
+        """Compute one step for all that are under way; False if there was nothing to do."""
+        with self._stepping, self._inference():
+            self._take_in()  # before the model is looked at, which they were settled for
+            self._refresh()
+            return self._compute()
+
+    def _compute(self) -> bool:
+        """As `_step`, by who holds the engine and has looked at the weights."""
+        self._take_in()
+        runner, scheduler = self._runner, self._scheduler
+        assert runner is not None
+        plan = scheduler.plan()
+        if not plan:
+            self._tell()  # something may have been cancelled
+            return False
+        try:
+            runner.cache.make_room(scheduler.blocks.high_water, most=scheduler.blocks.num_blocks)
+            rows = runner.run(plan)
+        except BaseException as error:
+            scheduler.restart()  # nobody knows how much of the step was done
+            scheduler.forget()
+            if not isinstance(error, Exception) or not out_of_memory(error):
+                raise
+            self._do_with_less(plan)
+            return True
+        scheduler.advance(plan)
+        for row in rows:
+            if row.ended:
+                scheduler.remove(row)
+        if self._less is not None and not scheduler.num_running and not scheduler.num_waiting:
+            self._less, scheduler.max_rows, scheduler.step_tokens = None, self.max_batch, self._step_tokens
+        if any(row.error is not None for row in rows):
+            scheduler.restart()
+            scheduler.forget()
+            runner.cache.clear()
+        self._tell()
+        return True
+
+    def _do_with_less(self, plan: Plan) -> None:
+        """After a step for which there was no memory: half of it from now on; what cannot be halved is given up.
+
+        Who was computed begins anew or waits, and nobody new is taken until all have ended.
+        """
+        assert self._runner is not None
+        num_rows, num_tokens = len(plan.chunks), sum(count for _, count in plan.chunks)
+        self._less = max(1, num_rows // 2), max(BLOCK_SIZE, num_tokens // 2)
+        if num_rows == 1 and num_tokens <= BLOCK_SIZE:
+            [(row, _)] = plan.chunks
+            assert isinstance(row, Row)
+            self._scheduler.remove(row)
+            row.error = Overloaded(
+                f"memory ran out at a request of {len(row.tokens)} tokens, computed alone; shorten it or make room"
+            )
+            self._less = None  # the others may do better without it
+        cache = self._runner.cache
+        if self._scheduler.blocks.high_water > cache.num_blocks:
+            self._room = cache.num_blocks
+        self._replace_scheduler(cache.keys.dtype, cache.keys.device)
+        self._tell()
+
+    def _refresh(self) -> None:
+        """Have a runner, with nothing remembered if the model is not what the last step saw."""
+        now = version(self.model)
+        if self._runner is not None and now == self._version:
+            return
+        weight = self.model.embedding.weight
+        dtype = weight.dtype if self.autocast == "fp32" else runtime.pick_dtype(self.autocast)
+        runner = Runner(self.model, dtype=dtype, block_size=BLOCK_SIZE)
+        self._version = now
+        if self._runner is not None and runner.continues(self._runner):
+            self._scheduler.forget()
+        else:
+            self._replace_scheduler(dtype, weight.device)
+        self._runner = runner
+
+    def _replace_scheduler(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Begin with an empty cache of the right size; what was under way is computed anew."""
+        num_virtual = settle.num_virtual_tokens(self.model)
+        most = num_blocks(
+            self.model.config,
+            rows=self.max_batch,
+            block_size=BLOCK_SIZE,
+            num_virtual=num_virtual,
+            dtype=dtype,
+            device=device,
+        )
+        if self._cache_tokens is not None:
+            most = self._cache_tokens // BLOCK_SIZE
+        if self._room is not None:
+            most = min(most, max(self._room, blocks_of_a_row(self.model.config, BLOCK_SIZE, num_virtual)))
+        max_rows, step_tokens = self._less or (self.max_batch, self._step_tokens)
+        scheduler = Scheduler(Blocks(most, BLOCK_SIZE), max_rows=max_rows, step_tokens=step_tokens)
+        for row in self._scheduler.emptied():
+            assert isinstance(row, Row)
+            if row.num_virtual == num_virtual:
+                scheduler.add(row)
+            else:
+                row.error = ValueError("the model's adapter was changed while a request was under way; send it again")
+        self._scheduler = scheduler
 
     @contextlib.contextmanager
     def _inference(self) -> Iterator[None]:
         """No gradients, no dropout, the engine's number type; every module's mode is put back."""
-        training = [module for module in self.model.modules() if module.training]
+        training = [module for module in modules_of(self.model) if module.training]
         if training:
             self.model.eval()
         try:
@@ -118,45 +389,22 @@ class Engine:
             for module in training:
                 module.training = True
 
-    # --- requests -------------------------------------------------------------------------------------------
+    def _tell(self) -> None:
+        with self._news:
+            self._news.notify_all()
 
-    def _each(self, sampling: SamplingParams | Sequence[SamplingParams], count: int) -> list[SamplingParams]:
-        """Parameters for each of `count` prompts."""
-        if not isinstance(sampling, SamplingParams):
-            if len(sampling) != count:
-                raise ValueError(f"{len(sampling)} SamplingParams for {count} prompts; give one, or one for each")
-            return list(sampling)
-        if sampling.seed is None:
-            return [sampling] * count
-        return [replace(sampling, seed=derive_seed(sampling.seed, index)) for index in range(count)]
-
-    def _settle(self, prompts: Sequence[Sequence[int]], sampling: Sequence[SamplingParams]) -> list[Row]:
-        """Check the requests and settle their seeds and limits."""
-        seeds = [params.seed if params.temperature > 0 else None for params in sampling]
-        unseeded = [i for i, params in enumerate(sampling) if params.temperature > 0 and params.seed is None]
-        if unseeded:
-            for index, seed in zip(unseeded, torch.randint(MAX_SEED, (len(unseeded),)).tolist()):
-                seeds[index] = seed
-        rows = []
-        for index, (prompt, params) in enumerate(zip(prompts, sampling)):
-            self._check(index, prompt, params)
-            limit = min(params.max_tokens, self.context_length - len(prompt))
-            rows.append(Row(list(prompt), params, seeds[index], limit))
-        return rows
-
-    def _check(self, index: int, prompt: Sequence[int], sampling: SamplingParams) -> None:
-        vocab_size = self.model.config.vocab_size
-        if len(prompt) == 0:
-            raise ValueError(f"prompt {index} is empty; give at least one token, such as the begin-of-text token")
-        if len(prompt) >= self.context_length:
-            raise ValueError(
-                f"prompt {index} has {len(prompt)} tokens and the model's context is {self.context_length}, which "
-                f"leaves no room for an answer; shorten it to at most {self.context_length - 1}"
-            )
-        for name, tokens in (("prompt", prompt), ("stop_tokens", sampling.stop_tokens)):
-            for token in (min(tokens, default=0), max(tokens, default=0)):
-                if not 0 <= token < vocab_size:
-                    raise ValueError(
-                        f"request {index}: token {token} of {name} is not in the model's vocabulary, "
-                        f"which has the tokens 0 to {vocab_size - 1}"
-                    )
+    def _serve(self) -> None:
+        """What the worker does: steps while there is work, and an error for everybody if one fails."""
+        while self._worker is threading.current_thread():
+            self._work.clear()
+            try:
+                busy = self._step()
+            except Exception as error:
+                busy = False
+                with self._stepping:
+                    for row in self._scheduler.emptied():
+                        assert isinstance(row, Row)
+                        row.error = error
+                self._tell()
+            if not busy:
+                self._work.wait()

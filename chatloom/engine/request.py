@@ -2,19 +2,30 @@
 
 `SamplingParams` refuses every value it cannot honour, so that no setting is silently ignored. The seed belongs to
 the request, not to the batch: the same prompt, parameters and seed give the same text whatever is decoded beside it.
+
+The order in which they apply: logit bias and penalties change the logits, the temperature divides them, then top-k,
+top-p and min-p leave tokens out. Log-probabilities are the model's own: of the unchanged logits divided
+by the temperature.
 """
 
 import hashlib
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 # Called with (finished requests, all requests).
 Progress = Callable[[int, int], None]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "cancelled"]
 
 MAX_SEED = 2**63 - 1
+MAX_SAMPLES = 128
+MAX_TOP_LOGPROBS = 20
+MAX_BIAS = 100.0
+
+
+class Overloaded(RuntimeError):
+    """A request was refused or given up because others, or the memory, leave no room for it: send it again later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +46,23 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     # Generation ends with one of these; `Completion.tokens` contains it and `Completion.text` does not.
     stop_tokens: tuple[int, ...] = ()
+    # Sample among the tokens at least this share as likely as the likeliest (Nguyen et al. 2024); None is all.
+    min_p: float | None = None
+    # Logits of tokens that the prompt or the answer has are divided by it if positive, else multiplied (Keskar et al.
+    # 2019); 1 changes nothing.
+    repetition_penalty: float = 1.0
+    # Taken off a logit for each time that the answer has the token; 0 changes nothing.
+    frequency_penalty: float = 0.0
+    # Taken off a logit if the answer has the token; 0 changes nothing.
+    presence_penalty: float = 0.0
+    # Added to the logits of these tokens: {token: bias}, or pairs.
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
+    # How many of the likeliest tokens to report at each place, with their log-probabilities.
+    top_logprobs: int = 0
+    # How many completions of the prompt; they follow one another.
+    n: int = 1
+    # Sample so many and give the `n` whose tokens are the likeliest on average, best first; None samples `n`.
+    best_of: int | None = None
 
     def __post_init__(self) -> None:
         _whole("max_tokens", self.max_tokens, 1, None)
@@ -52,20 +80,54 @@ class SamplingParams:
             raise _refusal("stop_tokens", self.stop_tokens, "a tuple of token numbers such as (1, 6)")
         object.__setattr__(self, "stop", tuple(self.stop))
         object.__setattr__(self, "stop_tokens", tuple(self.stop_tokens))
+        if self.min_p is not None and not (_is_number(self.min_p) and 0 <= self.min_p <= 1):
+            raise _refusal("min_p", self.min_p, "from 0 to 1, or None for all tokens")
+        if not _is_number(self.repetition_penalty) or not 0 < self.repetition_penalty < math.inf:
+            raise _refusal("repetition_penalty", self.repetition_penalty, "a positive number; 1 changes nothing")
+        for name in ("frequency_penalty", "presence_penalty"):
+            value = getattr(self, name)
+            if not _is_number(value) or not -2 <= value <= 2:
+                raise _refusal(name, value, "from -2 to 2")
+        _whole("top_logprobs", self.top_logprobs, 0, MAX_TOP_LOGPROBS)
+        _whole("n", self.n, 1, MAX_SAMPLES)
+        if self.best_of is not None:
+            _whole("best_of", self.best_of, self.n, MAX_SAMPLES, none=f"None; it is at least n, {self.n}")
+        if self.num_samples > 1 and self.temperature == 0:
+            raise ValueError(f"{self.num_samples} samples at temperature 0 would all be the same; give a temperature")
+        object.__setattr__(self, "logit_bias", _pairs(self.logit_bias))
+
+    @property
+    def num_samples(self) -> int:
+        """How many completions are sampled."""
+        return self.n if self.best_of is None else self.best_of
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether a bias or a penalty is in use."""
+        penalties = (self.repetition_penalty != 1, self.frequency_penalty, self.presence_penalty)
+        return bool(self.logit_bias) or any(penalties)
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     """What the engine generated for one prompt.
 
-    `logprobs[i]` belongs to `tokens[i]`: the log-softmax of the logits divided by the temperature, before top-k and
-    top-p, and of the plain logits at temperature 0. `finish_reason` is "stop" (a stop token or string) or "length".
+    `logprobs[i]` belongs to `tokens[i]`: the log-softmax of the logits divided by the temperature, and of the plain
+    logits at temperature 0; no bias, penalty, top-k, top-p or min-p changes it. `finish_reason` is "stop" (a stop
+    token or string), "length" or "cancelled".
     """
 
     text: str
     tokens: list[int]
     logprobs: list[float]
     finish_reason: FinishReason
+    # At each place the `SamplingParams.top_logprobs` likeliest tokens, likeliest first; None if none were asked for.
+    top_logprobs: list[list[tuple[int, float]]] | None = None
+
+    @property
+    def mean_logprob(self) -> float:
+        """What best-of goes by."""
+        return sum(self.logprobs) / max(len(self.logprobs), 1)
 
 
 class AnyEngine(Protocol):
@@ -93,6 +155,24 @@ def derive_seed(seed: int, index: int) -> int:
     if index == 0:
         return seed
     return int.from_bytes(hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest(), "big") & MAX_SEED
+
+
+def sample_seed(seed: int, sample: int) -> int:
+    """The seed of one of a request's samples; sample 0 uses `seed` itself."""
+    if sample == 0:
+        return seed
+    return int.from_bytes(hashlib.blake2b(f"{seed}:sample:{sample}".encode(), digest_size=8).digest(), "big") & MAX_SEED
+
+
+def _pairs(bias: Any) -> tuple[tuple[int, float], ...]:
+    pairs = tuple(bias.items() if isinstance(bias, Mapping) else bias)
+    for pair in pairs:
+        fine = isinstance(pair, tuple) and len(pair) == 2 and _is_whole(pair[0]) and _is_number(pair[1])
+        if not fine or not -MAX_BIAS <= pair[1] <= MAX_BIAS:
+            raise _refusal(
+                "logit_bias", bias, f"tokens with numbers from {-MAX_BIAS:g} to {MAX_BIAS:g}, such as {{5: -100}}"
+            )
+    return pairs
 
 
 def _whole(name: str, value: Any, low: int, high: int | None, *, none: str | None = None) -> None:

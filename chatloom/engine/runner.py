@@ -1,192 +1,204 @@
-"""The decoding loop: a batch of prompts prefilled together, then one token a row and step.
+"""One step of decoding: the forward pass of a plan over the paged cache, and a token for every row that is due.
 
-Three things make it fast and keep a row's result independent of its neighbours. A prompt that several requests share
-is prefilled once and its cache rows are repeated. The loop reads one number from the device a step, the count of
-finished rows. When half the rows have finished, the others move into a smaller batch.
-
-All methods run under `torch.inference_mode` in evaluation mode; `engine.py` sees to that.
+A row's result depends on nothing beside it: its keys and values are its own or those of an equal beginning, and its
+random numbers come from its own seed. All methods run under `torch.inference_mode` in evaluation mode; `engine.py`
+sees to that.
 """
 
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from chatloom.engine import sampling
 from chatloom.engine.request import Completion, FinishReason, SamplingParams
-from chatloom.engine.sampling import sample
+from chatloom.engine.scheduler import Plan
+from chatloom.engine.scheduler import Sequence as Scheduled
 from chatloom.engine.text import TextStream
 from chatloom.models import Decoder
-from chatloom.nn.cache import Dense
+from chatloom.nn.paged import Chunk, Paged
 
 Number = TypeVar("Number", int, float)
 
-# The share of finished rows at which the rest is worth copying into a smaller batch: the copy costs about a step.
-COMPACT_AT = 0.5
 
+@dataclass(slots=True, eq=False, kw_only=True)
+class Row(Scheduled):
+    """One completion being made: what the scheduler knows of it, and its tokens, text and end so far."""
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One request of a batch, with what the engine has settled: its seed and the most tokens that fit."""
-
-    prompt: list[int]
     sampling: SamplingParams
-    seed: int | None
-    limit: int
-
-
-class Batch:
-    """Rows being decoded. Call `step` until `finished`; then `completions` has one for each row, in order."""
-
-    def __init__(
-        self,
-        model: Decoder,
-        rows: Sequence[Row],
-        *,
-        decode: Callable[[list[int]], str],
-        cache_dtype: torch.dtype,
-        follow: bool = False,
-    ) -> None:
-        """Prefill. `follow` decodes every row's text as it grows, into `pieces`; else only for stop strings."""
-        self._model = model
-        self._rows = rows
-        self._decode = decode
-        self._device = model.embedding.weight.device
-        size, self._steps = len(rows), max(row.limit for row in rows)
-        self._step = 0
-        self._tokens = torch.zeros(self._steps, size, dtype=torch.int64, device=self._device)
-        self._logprobs = torch.zeros(self._steps, size, device=self._device)
-        self._distinct_limits = {row.limit for row in rows}
-        self._last = [row.limit for row in rows]  # the most tokens of each row; less where a stop string ended it
-        self._stop_table, self._kinds = self._stops()
-        self._texts = {
-            index: TextStream(decode, stop=row.sampling.stop)
-            for index, row in enumerate(rows)
-            if follow or row.sampling.stop
-        }
-        self.pieces: dict[int, list[str]] = {index: [] for index in self._texts}
-        self._open = set(self._texts)  # rows whose text still grows
-        self.num_finished = 0
-        # What belongs to the rows still in the batch; `_active[i]` is where row i stood at first.
-        self._active = torch.arange(size, device=self._device)
-        self._done = torch.zeros(size, dtype=torch.bool, device=self._device)
-        self._limits = torch.tensor(self._last, device=self._device)
-        self._stop_kind = torch.tensor(self._kinds, device=self._device)
-        self._uniforms = self._draw_uniforms()
-        params = [row.sampling for row in rows]
-        vocab_size = model.config.vocab_size
-        self._temperature = self._setting([param.temperature for param in params])
-        self._top_k = self._optional([param.top_k for param in params], vocab_size)
-        self._top_p = self._optional([param.top_p for param in params], 1.0)
-        self._cache, self._logits = self._prefill(cache_dtype)
+    seed: int | None  # settled: None only where nothing is drawn
+    limit: int  # most tokens that fit
+    text: TextStream | None  # None: nobody reads along, and no stop string has to be found
+    uniforms: list[float] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
+    pieces: deque[str] = field(default_factory=deque)  # of the text, not yet fetched
+    kept: list[str] = field(default_factory=list)  # all pieces
+    reason: FinishReason | None = None  # set when it has ended
+    error: Exception | None = None  # or this
 
     @property
-    def finished(self) -> bool:
-        """Whether every row has ended."""
-        return self.num_finished == len(self._rows)
+    def ended(self) -> bool:
+        """Whether nothing more will come."""
+        return self.reason is not None or self.error is not None
 
-    def step(self) -> None:
-        """Generate one token for every row that goes on."""
-        if self._step:
-            self._forward()
-        tokens, logprobs = sample(
-            self._logits,
-            None if self._uniforms is None else self._uniforms[self._step],
-            temperature=self._temperature,
-            top_k=self._top_k,
-            top_p=self._top_p,
-        )
-        self._tokens[self._step].index_copy_(0, self._active, tokens)
-        self._logprobs[self._step].index_copy_(0, self._active, logprobs)
-        self._mark_finished(tokens)
+    @property
+    def answer(self) -> list[int]:
+        """The tokens generated so far."""
+        return self.tokens[self.num_prompt :]
 
-    def completions(self) -> list[Completion]:
-        """The results. Raises ValueError if the model's logits were not finite numbers."""
-        if not bool(torch.isfinite(self._logprobs).all()):
-            raise ValueError(
-                "the model gave logits that are not finite numbers, so nothing can be sampled from it; "
-                "its weights are damaged or its training diverged: go back to an earlier checkpoint"
-            )
-        tokens, logprobs = self._tokens.t().tolist(), self._logprobs.t().tolist()
-        completions = []
-        for index, end in enumerate(self._first_stops()):
-            by_token = end <= self._last[index]
-            own = tokens[index][: min(end, self._last[index])]
-            if index in self._texts:
-                text, stopped = "".join(self.pieces[index]), by_token or self._texts[index].stopped
-            else:
-                text, stopped = self._decode(own[:-1] if by_token else own), by_token
-            reason: FinishReason = "stop" if stopped else "length"
-            completions.append(Completion(text, own, logprobs[index][: len(own)], reason))
-        return completions
+    def has_ended(self) -> bool:
+        """As `ended`, to wait for."""
+        return self.ended
 
-    def _first_stops(self) -> list[int]:
-        """For each row the number of tokens up to its first stop token, that included; past all steps if none."""
-        if self._stop_table is None:
-            return [self._steps + 1] * len(self._rows)
-        kinds = torch.tensor(self._kinds, device=self._device)
-        hits = self._stop_table[kinds, self._tokens]  # (steps, B); what a finished row went on to say comes later
-        numbers = torch.arange(1, self._steps + 1, device=self._device)[:, None]
-        first: list[int] = torch.where(hits, numbers, self._steps + 1).amin(dim=0).tolist()
-        return first
+    def has_news(self) -> bool:
+        """Whether a reader of its text can go on."""
+        return bool(self.pieces) or self.ended
 
-    # --- preparing ------------------------------------------------------------------------------------------
+    def draw(self) -> None:
+        """Fill `uniforms` from the seed: what comes later does not depend on how many are drawn."""
+        if self.seed is not None:
+            generator = torch.Generator().manual_seed(self.seed)
+            self.uniforms = torch.rand(self.limit, generator=generator).tolist()
 
-    def _prefill(self, cache_dtype: torch.dtype) -> tuple[Dense, Tensor]:
-        """Run each distinct prompt once; the cache and the next token's logits (B, V) of every row."""
-        config = self._model.config
-        numbers: dict[tuple[int, ...], int] = {}
-        source = [numbers.setdefault(tuple(row.prompt), len(numbers)) for row in self._rows]
-        lengths = torch.tensor([len(prompt) for prompt in numbers])
-        tokens = torch.zeros(len(numbers), int(lengths.max()), dtype=torch.int64)
-        for number, prompt in enumerate(numbers):
-            tokens[number, : len(prompt)] = torch.tensor(prompt)
-        tokens, lengths = tokens.to(self._device), lengths.to(self._device)
-        prefix = None if self._model.prefix is None else self._model.prefix(self._model)
-        num_virtual = 0 if prefix is None else prefix[0].shape[2]
-        cache = Dense(
+    def take(self, token: int, logprob: float) -> bool:
+        """Append one token; returns whether the row has ended with it."""
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+        reason: FinishReason | None = None
+        if token in self.sampling.stop_tokens:
+            reason = "stop"
+        elif len(self.logprobs) >= self.limit:
+            reason = "length"
+        if self.text is not None:
+            if reason != "stop":
+                self._say(self.text.push(token))
+            if reason is not None:
+                self._say(self.text.finish())
+            if self.text.stopped:
+                reason = "stop"
+        self.reason = reason  # last, because a reader in another thread goes by it
+        return reason is not None
+
+    def completion(self, decode: Callable[[list[int]], str]) -> Completion:
+        """The result of a row that has ended."""
+        if self.error is not None:
+            raise self.error
+        assert self.reason is not None
+        tokens = self.answer
+        if self.text is not None:
+            text = "".join(self.kept)
+        else:
+            text = decode(tokens[:-1] if self.reason == "stop" else tokens)
+        return Completion(text, tokens, self.logprobs, self.reason, self.top_logprobs or None)
+
+    def _say(self, piece: str) -> None:
+        if piece:
+            self.pieces.append(piece)
+            self.kept.append(piece)
+
+
+class Runner:
+    """Computes plans with a model, whose weights are read at each step, and a cache of its own."""
+
+    def __init__(self, model: Decoder, *, dtype: torch.dtype, block_size: int) -> None:
+        """`dtype` is that of the keys and values that are kept."""
+        self.model = model
+        self._device = model.embedding.weight.device
+        config = model.config
+        self.cache = Paged(
             config.num_layers,
-            len(numbers),
-            num_virtual + max(len(row.prompt) + row.limit for row in self._rows),
             config.num_key_value_heads,
             config.head_width,
-            dtype=cache_dtype,
+            block_size=block_size,
+            dtype=dtype,
             device=self._device,
         )
-        if prefix is not None:
-            cache.start(*prefix)
-        cache.begin(lengths)
-        hidden = self._model.hidden(tokens, cache=cache)  # (U, T, C)
-        cache.advance()
-        logits = self._model.logits(hidden[torch.arange(len(numbers), device=self._device), lengths - 1])
-        if len(numbers) < len(source):
-            rows = torch.tensor(source, device=self._device)
-            cache, logits = cache.select(rows), logits[rows]
-        return cache, logits
+        self._prefix: tuple[Tensor, Tensor] | None = None if model.prefix is None else model.prefix(model)
+        self.num_virtual = 0 if self._prefix is None else self._prefix[0].shape[2]
 
-    def _stops(self) -> tuple[Tensor | None, list[int]]:
-        """Which tokens end a row: a table (kinds, V) of booleans, and the kind of each row."""
-        kinds: dict[tuple[int, ...], int] = {}
-        kind = [kinds.setdefault(row.sampling.stop_tokens, len(kinds)) for row in self._rows]
-        if not any(kinds):
-            return None, kind
-        table = torch.zeros(len(kinds), self._model.config.vocab_size, dtype=torch.bool)
-        for stop_tokens, number in kinds.items():
-            table[number, list(stop_tokens)] = True
-        return table.to(self._device), kind
+    def continues(self, other: "Runner") -> bool:
+        """Take over the other's cache if it has the right shape."""
+        mine, theirs = self.cache.keys, other.cache.keys
+        fits = (mine.shape[2:], mine.dtype, mine.device) == (theirs.shape[2:], theirs.dtype, theirs.device)
+        fits = fits and len(mine) == len(theirs) and self.num_virtual == other.num_virtual
+        if fits:
+            self.cache = other.cache
+        return fits
 
-    def _draw_uniforms(self) -> Tensor | None:
-        """A row's random numbers, from its own seed alone: (steps, B); None if no row samples."""
-        if all(row.seed is None for row in self._rows):
+    def run(self, plan: Plan) -> list[Row]:
+        """Compute a plan; returns the rows that have one more token. Those whose logits are not finite get an error."""
+        self._prepare(plan)
+        rows: list[Row] = []
+        tokens, ends = list[int](), list[int]()
+        for row, count in plan.chunks:
+            assert isinstance(row, Row)
+            start = row.num_computed
+            tokens += row.tokens[start : start + count] if count > 1 else (row.tokens[start],)
+            if start + count == len(row.tokens):
+                rows.append(row)
+                ends.append(len(tokens) - 1)
+        self.cache.begin([Chunk(row.blocks, row.num_computed, count) for row, count in plan.chunks])
+        hidden = self.model.hidden(torch.tensor([tokens], device=self._device), cache=self.cache)[0]  # (N, C)
+        if not rows:
+            return rows
+        if len(ends) < len(tokens):
+            hidden = hidden[torch.tensor(ends, device=self._device)]
+        self._sample(rows, self.model.logits(hidden))
+        return rows
+
+    def _prepare(self, plan: Plan) -> None:
+        for pairs in (plan.moves, plan.copies):
+            if pairs:
+                self.cache.copy(pairs)
+        if plan.fresh:
+            assert self._prefix is not None
+            self.cache.put([row.blocks for row in plan.fresh], *self._prefix)
+
+    def _sample(self, rows: Sequence[Row], logits: Tensor) -> None:
+        """Draw a token for each row from its logits (B, V), and let the row take it."""
+        params = [row.sampling for row in rows]
+        if all(param is params[0] for param in params):
+            params = params[:1]
+        temperature = self._setting([param.temperature for param in params])
+        drawn_from = logits
+        if any(param.changes_logits for param in params):
+            drawn_from = sampling.changed(logits, _changes(rows))
+        tokens, logprobs = sampling.sample(
+            drawn_from,
+            self._uniforms(rows),
+            temperature=temperature,
+            top_k=self._optional([param.top_k for param in params], logits.shape[1]),
+            top_p=self._optional([param.top_p for param in params], 1.0),
+            min_p=self._optional([param.min_p for param in params], 0.0),
+        )
+        most = max(param.top_logprobs for param in params)
+        if most or drawn_from is not logits:
+            every = sampling.logprobs_of(logits, temperature)  # (B, V)
+            logprobs = every.gather(1, tokens[:, None])[:, 0]
+            if most:
+                _note_likeliest(rows, every, most)
+        finite = torch.isfinite(logprobs)
+        if not bool(finite.all()):
+            for row, fine in zip(rows, finite.tolist()):
+                if not fine:
+                    row.error = ValueError(
+                        "the model gave logits that are not finite numbers, so nothing can be sampled from it; "
+                        "its weights are damaged or its training diverged: go back to an earlier checkpoint"
+                    )
+        for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist()):
+            if row.error is None:
+                row.take(token, logprob)
+
+    def _uniforms(self, rows: Sequence[Row]) -> Tensor | None:
+        """Each row's next random number, (B,); None if no row draws."""
+        if all(row.seed is None for row in rows):
             return None
-        uniforms = torch.zeros(len(self._rows), self._steps)
-        generator = torch.Generator()
-        for row, numbers in zip(self._rows, uniforms):
-            if row.seed is not None:
-                generator.manual_seed(row.seed)
-                torch.rand(row.limit, generator=generator, out=numbers[: row.limit])
-        return uniforms.t().contiguous().to(self._device)
+        numbers = [row.uniforms[len(row.logprobs)] if row.uniforms else 0.0 for row in rows]
+        return torch.tensor(numbers, device=self._device)
 
     def _setting(self, values: Sequence[Number]) -> Number | Tensor:
         """One number if all rows agree, which the sampler handles faster, else (B,)."""
@@ -198,58 +210,21 @@ class Batch:
             return None
         return self._setting([everything if value is None else value for value in values])
 
-    # --- stepping -------------------------------------------------------------------------------------------
 
-    def _forward(self) -> None:
-        """Feed the last tokens; leave the next ones' logits (B, V)."""
-        tokens = self._tokens[self._step - 1].index_select(0, self._active)[:, None]  # (B, 1)
-        self._cache.begin(torch.ones_like(self._active))
-        hidden = self._model.hidden(tokens, cache=self._cache)  # (B, 1, C)
-        self._cache.advance()
-        self._logits = self._model.logits(hidden[:, 0])
+def _changes(rows: Sequence[Row]) -> list[sampling.Change]:
+    changes = []
+    for place, row in enumerate(rows):
+        param = row.sampling
+        if param.changes_logits:
+            seen = set(row.tokens[row.num_virtual :]) if param.repetition_penalty != 1 else ()
+            answered = Counter(row.answer) if param.frequency_penalty or param.presence_penalty else {}
+            penalties = param.repetition_penalty, param.frequency_penalty, param.presence_penalty
+            changes.append(sampling.Change(place, tuple(param.logit_bias), *penalties, list(seen), answered))  # type: ignore[arg-type]
+    return changes
 
-    def _mark_finished(self, tokens: Tensor) -> None:
-        self._step += 1
-        if self._stop_table is not None:
-            self._done |= self._stop_table[self._stop_kind, tokens]
-        if self._texts:
-            self._follow_texts(tokens)
-        if self._step in self._distinct_limits:
-            self._done |= self._limits <= self._step
-        remaining = len(self._active) - int(self._done.sum())
-        self.num_finished = len(self._rows) - remaining
-        if 0 < remaining <= COMPACT_AT * len(self._active):
-            self._compact()
 
-    def _follow_texts(self, tokens: Tensor) -> None:
-        """Decode the rows whose text matters now; end those that have met a stop string."""
-        now = zip(self._active.tolist(), tokens.tolist(), self._done.tolist())
-        for place, (index, token, at_stop_token) in enumerate(now):
-            if index not in self._open:
-                continue
-            text = self._texts[index]
-            if not at_stop_token:
-                self.pieces[index].append(text.push(token))
-            if text.stopped:
-                self._done[place] = True
-                self._last[index] = self._step
-            elif at_stop_token or self._step >= self._last[index]:
-                self.pieces[index].append(text.finish())
-            else:
-                continue
-            self._open.remove(index)
-
-    def _compact(self) -> None:
-        """Keep the rows that go on."""
-        keep = (~self._done).nonzero()[:, 0]
-        self._cache = self._cache.select(keep)
-        self._active, self._done = self._active[keep], self._done[keep]
-        self._limits, self._stop_kind = self._limits[keep], self._stop_kind[keep]
-        if self._uniforms is not None:
-            self._uniforms = self._uniforms[:, keep]
-        if isinstance(self._temperature, Tensor):
-            self._temperature = self._temperature[keep]
-        if isinstance(self._top_k, Tensor):
-            self._top_k = self._top_k[keep]
-        if isinstance(self._top_p, Tensor):
-            self._top_p = self._top_p[keep]
+def _note_likeliest(rows: Sequence[Row], logprobs: Tensor, most: int) -> None:
+    best = logprobs.topk(min(most, logprobs.shape[1]), dim=1)
+    for row, tokens, values in zip(rows, best.indices.tolist(), best.values.tolist()):
+        if row.sampling.top_logprobs:
+            row.top_logprobs.append(list(zip(tokens, values))[: row.sampling.top_logprobs])

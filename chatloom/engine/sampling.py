@@ -7,6 +7,9 @@ are what PPO's ratio needs, and top-k/top-p ("warpers") do not change them (Zieg
 Settings that a whole batch shares are plain numbers, which skips work; rows that differ pass tensors.
 """
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -18,6 +21,7 @@ def sample(
     temperature: float | Tensor = 1.0,
     top_k: int | Tensor | None = None,
     top_p: float | Tensor | None = None,
+    min_p: float | Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw one token a row.
 
@@ -27,6 +31,7 @@ def sample(
         temperature: one number, or (B,); 0 takes the likeliest token.
         top_k: None, one number, or (B,) int64; at least V keeps all.
         top_p: None, one number, or (B,); 1 keeps all.
+        min_p: None, one number, or (B,); 0 keeps all.
 
     Returns:
         tokens (B,) int64 and their log-probabilities (B,) fp32: log-softmax of logits / temperature, of the plain
@@ -48,7 +53,11 @@ def sample(
     cumulative = weights.cumsum(dim=1)
     total = cumulative[:, -1:]
     if top_k is not None or top_p is not None:
-        cumulative = weights.masked_fill_(weights < _threshold(weights, top_k, top_p), 0.0).cumsum(dim=1)
+        weights = weights.masked_fill_(weights < _threshold(weights, top_k, top_p), 0.0)
+    if min_p is not None:
+        weights = weights.masked_fill_(weights < _column(min_p, weights), 0.0)
+    if top_k is not None or top_p is not None or min_p is not None:
+        cumulative = weights.cumsum(dim=1)
     # The first token whose cumulative weight exceeds u * (sum of weights): never one of weight 0, and u < 1 keeps
     # the product below the last entry.
     aim = uniforms[:, None] * cumulative[:, -1:]
@@ -57,6 +66,46 @@ def sample(
         tokens = torch.where(greedy[:, None], logits.argmax(dim=1, keepdim=True), tokens)
     logprobs = logits.gather(1, tokens) - largest - total.log()
     return tokens[:, 0], logprobs[:, 0]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What bias and penalties do to one row's logits: the settings, and how often which tokens were there."""
+
+    row: int
+    bias: Sequence[tuple[int, float]]
+    repetition: float
+    frequency: float
+    presence: float
+    seen: Sequence[int]  # distinct tokens of prompt and answer
+    answered: Mapping[int, int]  # how often the answer has its tokens
+
+
+def changed(logits: Tensor, changes: Sequence[Change]) -> Tensor:
+    """The logits (B, V) that tokens are drawn from, in fp32; those given stay as they are."""
+    logits = logits.float().clone()
+    device = logits.device
+    for change in changes:
+        own = logits[change.row]
+        if change.repetition != 1 and change.seen:
+            seen = torch.tensor(change.seen, device=device)
+            now = own[seen]
+            own[seen] = torch.where(now > 0, now / change.repetition, now * change.repetition)
+        if (change.frequency or change.presence) and change.answered:
+            answered = torch.tensor(list(change.answered), device=device)
+            counts = torch.tensor(list(change.answered.values()), dtype=torch.float32, device=device)
+            own[answered] -= change.frequency * counts + change.presence
+        if change.bias:
+            tokens, amounts = zip(*change.bias)
+            own[torch.tensor(tokens, device=device)] += torch.tensor(amounts, dtype=torch.float32, device=device)
+    return logits
+
+
+def logprobs_of(logits: Tensor, temperature: float | Tensor) -> Tensor:
+    """The log-probabilities (B, V) that `sample` reports: of logits / temperature, of the plain ones at 0."""
+    if isinstance(temperature, Tensor):
+        return (logits.float() / torch.where(temperature == 0, 1.0, temperature)[:, None]).log_softmax(1)
+    return (logits.float() / (temperature or 1.0)).log_softmax(1)
 
 
 def _likeliest(logits: Tensor) -> tuple[Tensor, Tensor]:

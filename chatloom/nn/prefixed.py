@@ -1,7 +1,7 @@
 """A cache that starts non-empty: keys and values of virtual tokens, which all tokens of all documents see.
 
 Virtual tokens take the positions 0 to P - 1, and the text of every document goes on from P. Decoding needs no more
-than `Dense.start`; this file is for whole forward passes.
+than `Paged.put`; this file is for whole forward passes.
 """
 
 from typing import Any

@@ -6,10 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from chatloom.engine import runner
 from chatloom.engine.engine import Engine
 from chatloom.engine.request import Completion, SamplingParams, derive_seed
-from chatloom.engine.sampling import sample
 from chatloom.models import Decoder, gpt2
 from chatloom.testing.models import VOCAB_SIZE, tiny_llama
 from chatloom.testing.tokenizer import byte_tokenizer
@@ -93,48 +91,44 @@ def test_batched_is_alone() -> None:
     same(engine.generate(prompts[::-1], each[::-1]), alone[::-1])
 
 
+def counted(monkeypatch: pytest.MonkeyPatch, model: Decoder) -> list[int]:
+    """The tokens of each forward pass, from now on."""
+    counts: list[int] = []
+    hidden = model.hidden
+
+    def count(tokens: torch.Tensor, **options: object) -> torch.Tensor:
+        counts.append(tokens.numel())
+        return hidden(tokens, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(model, "hidden", count)
+    return counts
+
+
 def test_samples_of_one_prompt_share_a_prefill_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     model, (first, second) = tiny_llama(), prompts_of(11, 6)
     prompts = [first, second, first, first]
     each = [SamplingParams(max_tokens=10, temperature=1.0, seed=seed) for seed in range(4)]
-    rows_prefilled = []
-    hidden = model.hidden
-
-    def count(tokens: torch.Tensor, **options: object) -> torch.Tensor:
-        if tokens.shape[1] > 1:
-            rows_prefilled.append(tokens.shape[0])
-        return hidden(tokens, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(model, "hidden", count)
+    counts = counted(monkeypatch, model)
     together = engine_of(model).generate(prompts, each)
-    assert rows_prefilled == [2]
+    assert counts[:2] == [17, 4]  # both prompts; one token of each that runs, and the prompt's last of each that waited
     same(together, [engine_of(model).generate([p], s)[0] for p, s in zip(prompts, each)])
     assert len({tuple(completion.tokens) for completion in together}) == 4
 
 
-def test_compaction_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_ends_makes_room_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = prompts_of(*range(3, 19))
     # Each row has stop tokens of its own, met about once in 16 tokens, and a limit of its own.
     each = [
         replace(SAMPLED, max_tokens=2 + 4 * (i % 9), seed=i, stop_tokens=tuple(range(i, VOCAB_SIZE, 16)))
         for i in range(16)
     ]
-    sizes: set[int] = set()
-    original = sample
-
-    def watch(logits: torch.Tensor, *rest: object, **options: object) -> tuple[torch.Tensor, torch.Tensor]:
-        sizes.add(len(logits))
-        return original(logits, *rest, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(runner, "sample", watch)
-    monkeypatch.setattr(runner, "COMPACT_AT", -1.0)
     whole = engine_of().generate(prompts, each)
-    assert sizes == {16}
     assert {completion.finish_reason for completion in whole} == {"stop", "length"}
-    for share in (0.5, 0.99):
-        monkeypatch.setattr(runner, "COMPACT_AT", share)
-        same(engine_of().generate(prompts, each), whole)
-    assert len(sizes) > 4
+    model = tiny_llama()
+    counts = counted(monkeypatch, model)
+    same(engine_of(model, max_batch=3).generate(prompts, each), whole)
+    # Three rows at work nearly all the time.
+    assert len(counts) < sum(len(completion.tokens) for completion in whole) / 3 * 1.4
 
 
 # --- where a completion ends ----------------------------------------------------------------------------------

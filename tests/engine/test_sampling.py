@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from chatloom.engine.sampling import sample
+from chatloom.engine.sampling import Change, changed, sample
 
 # Three tokens with probabilities 0.5, 0.2, 0.3: the cumulative distribution is 0.5, 0.7, 1.
 PROBABILITIES = torch.tensor([[0.5, 0.2, 0.3]])
@@ -103,3 +103,27 @@ def test_half_precision_logits_are_sampled_in_fp32() -> None:
     tokens, logprobs = sample(LOGITS.bfloat16(), torch.tensor([0.6]))
     assert logprobs.dtype == torch.float32
     assert tokens.tolist() == [1]
+
+
+def test_min_p_keeps_what_is_likely_enough() -> None:
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    for min_p, kept in ((0.05, 4), (0.2, 3), (0.5, 2), (1.0, 1)):
+        drawn = {int(sample(logits, torch.tensor([u / 100]), min_p=min_p)[0]) for u in range(100)}
+        assert drawn == set(range(kept)), min_p
+    each = sample(logits.expand(2, 4), torch.tensor([0.99, 0.99]), min_p=torch.tensor([0.0, 0.5]))[0]
+    assert each.tolist() == [3, 1]
+    # Log-probabilities are those of the whole distribution.
+    assert float(sample(logits, torch.tensor([0.0]), min_p=0.5)[1]) == pytest.approx(math.log(0.5), abs=1e-6)
+
+
+def test_penalties_and_bias_by_hand() -> None:
+    logits = torch.tensor([[2.0, -2.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0], [3.0, 3.0, 3.0, 3.0]])
+    got = changed(
+        logits,
+        [
+            Change(0, (), 2.0, 0.0, 0.0, [0, 1], {}),
+            Change(2, ((3, -100.0),), 1.0, 0.5, 0.25, [], {0: 3, 2: 1}),
+        ],
+    )
+    assert got.tolist() == [[1.0, -4.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0], [1.25, 3.0, 2.25, -97.0]]
+    assert logits[0, 0] == 2.0

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from chatloom.nn.cache import PLAIN, Causal, Dense, Packed, Rule
+from chatloom.nn.cache import Causal, Packed, Rule
 from chatloom.nn.positions import alibi_slopes
 
 RULES = [
@@ -68,19 +68,6 @@ def test_bf16_in_blocks_is_near_fp32(rule: Rule, cache: Causal | Packed) -> None
                                      torch.autograd.grad(expected, wide, gradient))]  # fmt: skip
     for a, b in pairs:
         assert float((a - b).detach().norm() / b.detach().norm()) < 0.02
-
-
-@pytest.mark.parametrize("rule", [PLAIN, *RULES], ids=str)
-def test_decoding_sees_what_training_sees(rule: Rule) -> None:
-    query, key, value = (drawn(2, heads, 12, 8, seed=heads).detach() for heads in (4, 2, 2))
-    full = Causal().attend(0, query, key, value, rule=rule)
-    cache = Dense(1, 2, 16, 2, 8)
-    for start, end in ((0, 5), (5, 8), *((at, at + 1) for at in range(8, 12))):
-        cache.begin(torch.tensor([end - start] * 2))
-        cache.positions(torch.zeros(2, end - start))
-        seen = cache.attend(0, query[:, :, start:end], key[:, :, start:end], value[:, :, start:end], rule=rule)
-        cache.advance()
-        torch.testing.assert_close(seen, full[:, :, start:end])
 
 
 def test_a_window_wider_than_the_row_changes_nothing() -> None:

@@ -18,7 +18,7 @@ from chatloom.chat.render import ChatFormat
 from chatloom.chat.templates import CHATLOOM_TEMPLATE
 from chatloom.models import FAMILIES
 from chatloom.models.weights import head_names, to_huggingface
-from chatloom.nn.cache import Dense
+from chatloom.nn.paged import Chunk, Paged
 from chatloom.nn.rope_scaling import RopeScaling
 from chatloom.objectives.causal_lm import causal_lm
 from chatloom.testing.models import tiny_config as tiny
@@ -324,21 +324,20 @@ def test_reward_model_is_a_sequence_classifier(name: str, chat: ChatFormat, tmp_
 @pytest.mark.parametrize("name", ROWS)
 def test_cached_equals_full(name: str) -> None:
     model = shaken(CONFIGS[name])
-    tokens, lengths = torch.randint(10, 320, (3, 14)), torch.tensor([9, 3, 7])
-    cache = Dense(model.config.num_layers, 3, 20, model.config.num_key_value_heads, model.config.head_width)
-    cache.begin(lengths)
+    tokens, lengths = torch.randint(10, 320, (3, 14)), [9, 3, 7]
+    cache = Paged(model.config.num_layers, model.config.num_key_value_heads, model.config.head_width, block_size=4)
+    cache.make_room(12)
+    blocks = [list(range(row, 12, 3)) for row in range(3)]
     full = model(tokens)
-    prefilled = model(tokens[:, :9], cache=cache)
-    cache.advance()
-    for row, length in enumerate(lengths):
-        torch.testing.assert_close(prefilled[row, :length], full[row, :length], rtol=1e-4, atol=1e-4)
+    cache.begin([Chunk(blocks[row], 0, length) for row, length in enumerate(lengths)])
+    prefilled = model(torch.cat([tokens[row, :length] for row, length in enumerate(lengths)])[None], cache=cache)[0]
+    for row, part in enumerate(prefilled.split(lengths)):
+        torch.testing.assert_close(part, full[row, : lengths[row]], rtol=1e-4, atol=1e-4)
     for step in range(5):
-        cache.begin(torch.ones(3, dtype=torch.int64))
-        got = model(tokens[torch.arange(3), lengths + step][:, None], cache=cache)[:, 0]
-        cache.advance()
-        torch.testing.assert_close(got, full[torch.arange(3), lengths + step], rtol=1e-4, atol=1e-4)
-    picked = cache.select(torch.tensor([2, 0, 2]))
-    assert picked.lengths.tolist() == [12, 14, 12]
+        places = torch.tensor(lengths) + step
+        cache.begin([Chunk(blocks[row], int(place), 1) for row, place in enumerate(places)])
+        got = model(tokens[torch.arange(3), places][None], cache=cache)[0]
+        torch.testing.assert_close(got, full[torch.arange(3), places], rtol=1e-4, atol=1e-4)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,37 @@
+"""How many blocks the cache may have, and whether an error says that there is no memory for more."""
+
+import os
+
+import torch
+
+from chatloom.models import DecoderConfig
+
+_SHARE = 0.25  # of the memory there is: weights, activations and other programs need theirs
+
+
+def num_blocks(
+    config: DecoderConfig, *, rows: int, block_size: int, num_virtual: int, dtype: torch.dtype, device: torch.device
+) -> int:
+    """Enough for `rows` full contexts if they take no more than a quarter of the memory, but for one at least."""
+    size = torch.finfo(dtype).bits // 8
+    block_bytes = 2 * config.num_layers * config.num_key_value_heads * config.head_width * block_size * size
+    a_row = blocks_of_a_row(config, block_size, num_virtual)
+    return max(a_row, min(rows * a_row, int(_SHARE * _memory_bytes(device)) // block_bytes))
+
+
+def blocks_of_a_row(config: DecoderConfig, block_size: int, num_virtual: int) -> int:
+    """Blocks of a row that fills the context."""
+    return -(-(config.context_length + num_virtual) // block_size)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether a computation failed for want of memory: torch has a type of its own for that on a GPU only."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+
+
+def _memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
