@@ -23,6 +23,7 @@ from chatloom import runtime
 from chatloom.engine import settle
 from chatloom.engine.blocks import Blocks
 from chatloom.engine.capacity import blocks_of_a_row, num_blocks, out_of_memory
+from chatloom.engine.lowered import Lowered, saves
 from chatloom.engine.request import GREEDY, Completion, Overloaded, Progress, SamplingParams
 from chatloom.engine.runner import Row, Runner
 from chatloom.engine.scheduler import Plan, Scheduler
@@ -54,7 +55,8 @@ class Engine:
             model: any family.
             tokenizer: used to decode only.
             max_batch: the most rows decoded at once; memory grows with it.
-            autocast: "fp32" computes in the model's own type, "bf16" runs its matrix products in bfloat16.
+            autocast: "fp32" computes in the model's own type, "bf16" runs its matrix products in bfloat16, with copies
+                of the matrices in that type, LoRA merged into them (`lowered`).
             step_tokens: the most tokens computed in a step, so that a long prompt does not hold up the others; None
                 is 2048 and no less than `max_batch`.
             cache_tokens: the most tokens whose keys and values are kept; None is `max_batch` full contexts, and no more
@@ -80,6 +82,7 @@ class Engine:
         self._cache_tokens = None if cache_tokens is None else -(-cache_tokens // BLOCK_SIZE) * BLOCK_SIZE
         self._scheduler = Scheduler(Blocks(2, BLOCK_SIZE), max_rows=max_batch, step_tokens=self._step_tokens)
         self._runner: Runner | None = None
+        self._lowered: Lowered | None = None
         self._version: Hashable = None
         self._orders = itertools.count()
         self._arrived: deque[Row] = deque()
@@ -165,7 +168,7 @@ class Engine:
     def reset(self) -> None:
         """Forget everything computed: needed only after a change of weights that torch cannot see (`weights`)."""
         with self._stepping:
-            self._version = self._runner = self._room = None
+            self._version = self._runner = self._room = self._lowered = None
 
     # --- requests -------------------------------------------------------------------------------------------
 
@@ -343,13 +346,24 @@ class Engine:
             return
         weight = self.model.embedding.weight
         dtype = weight.dtype if self.autocast == "fp32" else runtime.pick_dtype(self.autocast)
-        runner = Runner(self.model, dtype=dtype, block_size=BLOCK_SIZE)
+        runner = Runner(self._as_read(dtype), dtype=dtype, block_size=BLOCK_SIZE)
         self._version = now
         if self._runner is not None and runner.continues(self._runner):
             self._scheduler.forget()
         else:
             self._replace_scheduler(dtype, weight.device)
         self._runner = runner
+
+    def _as_read(self, dtype: torch.dtype) -> Decoder:
+        """The model, or its twin with matrices of the type that they are multiplied in."""
+        if self.autocast == "fp32" or not saves(self.model, dtype):
+            self._lowered = None
+            return self.model
+        if self._lowered is None or not self._lowered.fits(self.model):
+            self._lowered = Lowered(self.model, dtype)
+        self._lowered.refresh()
+        model: Decoder = self._lowered.model
+        return model
 
     def _replace_scheduler(self, dtype: torch.dtype, device: torch.device) -> None:
         """Begin with an empty cache of the right size; what was under way is computed anew."""

@@ -26,11 +26,12 @@ def version(model: nn.Module) -> Hashable:
     for module in modules_of(model):
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None:
-                found.append(_of(tensor))
+                found.append(stamp(tensor))
         if isinstance(module, LoRA):
             found.append((module.enabled, module.scale))
     return tuple(found)
 
 
-def _of(tensor: Tensor) -> Hashable:
+def stamp(tensor: Tensor) -> Hashable:
+    """Which tensor it is and how often it was written."""
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version, tensor.dtype
