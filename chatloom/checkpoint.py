@@ -257,7 +257,7 @@ def load_chat(ref: Path | str) -> ChatFormat:
         found = gguf.read_model(path)
         return ChatFormat(found.tokenizer, found.template or NO_TEMPLATE)
     if adapter_files.is_adapter(path) and not (path / "tokenizer.json").exists():
-        return load_chat(_base_of(adapter_files.read_adapter(path)))
+        return load_chat(base_of(path))
     return ChatFormat(Tokenizer.load(path), ChatTemplate.load(path) or ChatTemplate(NO_TEMPLATE))
 
 
@@ -456,8 +456,8 @@ def _open_adapter(
     trunk: Decoder | None = None,
 ) -> tuple[Pretrained, Tensor | None, adapter_files.Base]:
     """The adapted model, the weight of its score head, and what is known of its base."""
+    path = base_of(folder)
     saved = adapter_files.read_adapter(folder)
-    path = _base_of(saved)
     digest = weights_digest(path)
     if saved.base.digest not in (None, digest):
         raise ValueError(
@@ -481,20 +481,41 @@ def _open_adapter(
     return Pretrained(model, load_chat(folder), model.config.to_huggingface()), score, saved.base
 
 
-def _base_of(saved: adapter_files.SavedAdapter) -> Path:
-    """The folder or file of an adapter's base model. ValueError if there is none."""
-    folder = saved.folder
+def base_of(folder: Path | str) -> Path:
+    """The folder or file of an adapter's base model, which may be an adapter itself.
+
+    Raises ValueError if it is not there, or if going from base to base comes back to where it was.
+    """
+    folder = Path(folder)
+    base = _next_base(folder)
+    seen, at = [folder], base
+    while adapter_files.is_adapter(at):
+        if any(at.resolve() == one.resolve() for one in seen):
+            raise ValueError(_circle([*seen, at]))
+        seen.append(at)
+        at = _next_base(at)
+    return base
+
+
+def _next_base(folder: Path) -> Path:
+    base = adapter_files.read_base(folder)
+    named = base.path_from(folder)
     try:
-        path = catalogue.resolve(saved.base_path())
+        return catalogue.resolve(named)
     except ValueError as error:
-        where = adapter_files.BASE if saved.base.digest else adapter_files.CONFIG
+        where = adapter_files.BASE if base.digest else adapter_files.CONFIG
         raise ValueError(
-            f"{folder} is an adapter, and its base model {saved.base_path()} is not there; put it there, or say in "
-            f"{where} where it is ({error})"
+            f"{folder} is an adapter, and its base model {named} is not there; put it there, or say in {where} where "
+            f"it is ({error})"
         ) from error
-    if path.resolve() == folder.resolve():
-        raise ValueError(f"{folder} is an adapter that names itself as its base model")
-    return path
+
+
+def _circle(chain: list[Path]) -> str:
+    first = next(number for number, one in enumerate(chain) if one.resolve() == chain[-1].resolve())
+    where = f"; say in {adapter_files.BASE} or {adapter_files.CONFIG} of one of them which model it was trained on"
+    if len(chain) - first == 2:
+        return f"{chain[first]} is an adapter that names itself as its base model{where}"
+    return "these adapters name one another as their base model: " + " -> ".join(map(str, chain[first:])) + where
 
 
 def is_adapter_of(ref: Path | str, base: Path | str) -> bool:
@@ -502,10 +523,10 @@ def is_adapter_of(ref: Path | str, base: Path | str) -> bool:
     folder = catalogue.resolve(ref)
     if not adapter_files.is_adapter(folder):
         return False
-    saved = adapter_files.read_adapter(folder)
-    if saved.base.digest is None:
-        return _base_of(saved).resolve() == catalogue.resolve(base).resolve()
-    return saved.base.digest == weights_digest(base)
+    known = adapter_files.read_base(folder).digest
+    if known is None:
+        return base_of(folder).resolve() == catalogue.resolve(base).resolve()
+    return known == weights_digest(base)
 
 
 def weights_digest(ref: Path | str) -> str:
