@@ -481,6 +481,12 @@ def _open_adapter(
     return Pretrained(model, load_chat(folder), model.config.to_huggingface()), score, saved.base
 
 
+def adapter_folder(ref: Path | str) -> Path | None:
+    """The folder of the adapter that a reference stands for, None if it stands for a whole model."""
+    path = catalogue.resolve(ref)
+    return path if adapter_files.is_adapter(path) else None
+
+
 def base_of(folder: Path | str) -> Path:
     """The folder or file of an adapter's base model, which may be an adapter itself.
 
@@ -520,8 +526,8 @@ def _circle(chain: list[Path]) -> str:
 
 def is_adapter_of(ref: Path | str, base: Path | str) -> bool:
     """Whether a folder is an adapter of the model at `base`, so that it can be put on that model's weights."""
-    folder = catalogue.resolve(ref)
-    if not adapter_files.is_adapter(folder):
+    folder = adapter_folder(ref)
+    if folder is None:
         return False
     known = adapter_files.read_base(folder).digest
     if known is None:
