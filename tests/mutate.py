@@ -180,9 +180,9 @@ BREAKAGES = tuple(Breakage(*row) for row in (
      "chat/test_render.py::test_golden", "special tokens in what a user says are parsed"),
 
     # --- models of others ---
-    ("gguf/architectures.py", "tensor.reshape(heads, 2, -1, *", "tensor.reshape(heads, -1, 2, *",
+    ("gguf/layouts.py", "tensor.reshape(heads, 2, -1, *", "tensor.reshape(heads, -1, 2, *",
      "gguf/test_reading.py::test_queries_and_keys_are_reordered_for_llama_cpp", "llama.cpp turns other channels"),
-    ("gguf/architectures.py", "if each.name in _NOT_SAID or wanted == found:", "if True:",
+    ("gguf/configuration.py", "if each.name in _NOT_SAID or wanted == found:", "if True:",
      "gguf/test_gguf_families.py::test_what_would_come_back_as_another_model_is_refused",
      "a window is lost on the way into a GGUF file"),
     ("checkpoint/bases.py", "return catalogue.resolve(named)", "return Path(named)",
