@@ -34,22 +34,21 @@ class Base:
     reward_gain: float = 1.0
     reward_bias: float = 0.0
 
+    def path_from(self, folder: Path) -> str:
+        """Where it is for an adapter in `folder`: beside that as it was, where its user said, or a name."""
+        for path in (self.relative and folder / self.relative, self.given):
+            if path and Path(path).exists():
+                return os.path.normpath(path)
+        return self.given
+
 
 @dataclass(frozen=True, eq=False)
 class SavedAdapter:
     """An adapter's folder, read."""
 
-    folder: Path
     config: dict[str, Any]
     tensors: dict[str, Tensor]
     base: Base
-
-    def base_path(self) -> str:
-        """Where the base is: beside the folder as it was, where its user said, or a name."""
-        for path in (self.base.relative and self.folder / self.base.relative, self.base.given):
-            if path and Path(path).exists():
-                return os.path.normpath(path)
-        return self.base.given
 
 
 def is_adapter(folder: Path | str) -> bool:
@@ -80,22 +79,32 @@ def write_adapter(
 
 def read_adapter(folder: Path) -> SavedAdapter:
     """Read an adapter's files. Raises ValueError for one that is missing, cut short or no JSON."""
-    config = _read_json(folder / CONFIG)
+    config, base = _read_config(folder)
     if not (folder / WEIGHTS).exists():
         raise ValueError(f"{folder} has no {WEIGHTS}; an adapter's folder holds {CONFIG} and {WEIGHTS}")
     try:
         tensors = load((folder / WEIGHTS).read_bytes())
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{folder / WEIGHTS} is not a whole safetensors file ({error}); copy it again") from error
+    return SavedAdapter(config, tensors, base)
+
+
+def read_base(folder: Path) -> Base:
+    """What an adapter's folder says of its base, without its tensors. Raises ValueError if it says nothing."""
+    return _read_config(folder)[1]
+
+
+def _read_config(folder: Path) -> tuple[dict[str, Any], Base]:
+    config = _read_json(folder / CONFIG)
     if (folder / BASE).exists():
         try:
-            return SavedAdapter(folder, config, tensors, Base(**_read_json(folder / BASE)))
+            return config, Base(**_read_json(folder / BASE))
         except TypeError as error:
             raise ValueError(f"{folder / BASE} is not Chatloom's ({error}); delete it to go by shapes alone") from error
     given = config.get("base_model_name_or_path")
     if not isinstance(given, str) or not given:
         raise ValueError(f"{folder / CONFIG} does not say what the adapter's base is; set base_model_name_or_path")
-    return SavedAdapter(folder, config, tensors, Base(given))
+    return config, Base(given)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

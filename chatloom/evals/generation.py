@@ -101,7 +101,8 @@ def answer_few_shot(
             prompt = _fitting_prompt(shots, example, tokenizer=tokenizer, room=room)
         prompts.append(prompt)
     stops = tuple(dict.fromkeys((*sampling.stop, END_OF_LINE)))
-    stop_tokens = tuple(dict.fromkeys((*sampling.stop_tokens, tokenizer.eos)))
+    ends = [tokenizer.eos] if tokenizer.eos_token is not None else []
+    stop_tokens = tuple(dict.fromkeys((*sampling.stop_tokens, *ends)))
     done = engine.generate(prompts, replace(sampling, stop=stops, stop_tokens=stop_tokens))
     return [
         Answer(
@@ -200,7 +201,7 @@ def _check_repeatable(sampling: SamplingParams, num_samples: int) -> None:
 
 def _fitting_prompt(shots: Sequence[Example], example: Example, *, tokenizer: Tokenizer, room: int) -> list[int]:
     for skipped in range(len(shots) + 1):
-        tokens = [tokenizer.bos, *tokenizer.encode(few_shot_prompt(shots[skipped:], example))]
+        tokens = [*tokenizer.document_start, *tokenizer.encode(few_shot_prompt(shots[skipped:], example))]
         if len(tokens) <= room:
             return tokens
     raise ValueError(

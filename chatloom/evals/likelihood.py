@@ -1,7 +1,8 @@
 """Likelihood: bits per byte of held-out documents, which compares models across tokenizers.
 
 bits per byte = total nats / ln 2 / UTF-8 bytes. What counts: every token of a document's text is predicted exactly
-once, from begin-of-text and the text before it, and the bytes are those of that text. The end-of-text token has no
+once, from begin-of-text and the text before it, and the bytes are those of that text. Where the tokenizer begins no
+text with a token, nothing predicts a document's first token, and its bytes do not count. The end-of-text token has no
 bytes, so by default it is not scored; `count_end=True` adds its nats (never bytes). A document longer than the row
 goes on in a chunk whose first token is the last of the chunk before, seen but not scored a second time: that chunk
 sees less context, which makes the figure an upper bound. Documents are packed into rows without seeing one another.
@@ -99,7 +100,7 @@ def measure(
     Args:
         model: a decoder with `hidden` and `logits`; it is put into evaluation mode for the while.
         tokenizer: the model's own.
-        texts: documents; empty ones are left out, for they have no bytes.
+        texts: documents; those of which nothing is predicted are left out: empty, or one token that begins the text.
         batch_rows: rows in one forward pass.
         row_length: tokens in a row; the model's context length if None, and never more.
         autocast: "fp32", or "bf16" for bfloat16 matrix products.
@@ -108,13 +109,15 @@ def measure(
     Raises:
         ValueError: no document has any text.
     """
-    documents = [text for text in texts if text]
+    begin, ending = tokenizer.document_start, [tokenizer.eos] if count_end else []
+    texts = [text for text in texts if text]
+    encoded = [(text, [*begin, *tokens, *ending]) for text, tokens in zip(texts, tokenizer.encode_batch(texts))]
+    documents = [(text, tokens) for text, tokens in encoded if len(tokens) > 1]
     if not documents:
         raise ValueError("there is no held-out text to measure: give at least one document that is not empty")
     network: Any = model
     length = min(row_length or network.config.context_length, network.config.context_length)
-    ending = [tokenizer.eos] if count_end else []
-    sequences = [[tokenizer.bos, *tokens, *ending] for tokens in tokenizer.encode_batch(documents)]
+    sequences = [tokens for _, tokens in documents]
     chunks = [(number, np.array(chunk)) for number, tokens in enumerate(sequences) for chunk in _chunks(tokens, length)]
     nats = np.zeros(len(documents))
     for owner, amount in zip(
@@ -124,9 +127,21 @@ def measure(
         nats[owner] += amount
     return Likelihood(
         nats,
-        np.array([len(text.encode("utf-8")) for text in documents]),
+        np.array(
+            [_num_bytes(text) - (0 if begin else _num_bytes_of(tokens[0], tokenizer)) for text, tokens in documents]
+        ),
         np.array([len(tokens) - 1 for tokens in sequences]),
     )
+
+
+def _num_bytes(text: str) -> int:
+    return len(text.encode("utf-8"))
+
+
+def _num_bytes_of(token: int, tokenizer: Tokenizer) -> int:
+    """Bytes of a token's text; what is no whole character comes out as U+FFFD and counts as one."""
+    text = tokenizer.decode([token])
+    return _num_bytes(text.replace("\ufffd", "?"))
 
 
 def _chunks(tokens: Sequence[int], length: int) -> list[Sequence[int]]:

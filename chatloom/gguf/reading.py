@@ -16,8 +16,9 @@ from gguf.constants import GGMLQuantizationType as Kind
 from torch import Tensor
 
 from chatloom import models
-from chatloom.gguf import architectures, vocabulary
+from chatloom.gguf import architectures, configuration, vocabulary
 from chatloom.gguf.container import Container, StoredTensor, read_container
+from chatloom.gguf.tensors import ROUTER, as_huggingface, tensor_names
 from chatloom.tokenizers.bpe import Tokenizer
 
 # What is read, as DESIGN asks and a little more: everything but the kinds of 1 to 3 bits.
@@ -45,33 +46,37 @@ class GgufModel:
         """All tensors by Hugging Face name, dequantised; `dtype` None is that of the module's docstring."""
         stored = self._container.tensors
         if dtype is None:
-            halves = all(each.kind == Kind.BF16 for each in stored.values() if len(each.shape) > 1)
+            matrices = [each for name, each in stored.items() if len(each.shape) > 1 and not name.endswith(ROUTER)]
+            halves = all(each.kind == Kind.BF16 for each in matrices)
             dtype = torch.bfloat16 if halves else torch.float32
-        architecture = architectures.architecture_of(self._container.metadata["general.architecture"], "")
-        ours = {name: dequantise(each).to(dtype) for name, each in stored.items() if name not in _NOT_WEIGHTS}
-        return architectures.as_huggingface(ours, self._names, architecture, self.config)
+        architecture = architectures.architecture_of(self._container.metadata, "")
+        found: dict[str, Tensor] = {}
+        for name, each in stored.items():
+            if name not in _NOT_WEIGHTS:
+                found.update(as_huggingface(name, dequantise(each).to(dtype), self._names, architecture, self.config))
+        return found
 
 
 def read_model(path: Path) -> GgufModel:
     """Read a file's metadata and check it against its tensors; raises ValueError for what is damaged or unknown."""
     container = read_container(path)
     metadata, stored = container.metadata, container.tensors
-    name = metadata.get("general.architecture")
-    architecture = architectures.architecture_of(name, path)
+    architecture = architectures.architecture_of(metadata, path)
+    name = architecture.name
     module = models.family(architecture.model_type)
     for each in stored.values():
         if each.kind not in KINDS:
             known = ", ".join(kind.name for kind in KINDS)
             raise ValueError(f"{path}: {each.name} is quantised as {each.kind.name}; known: {known}")
-    if architectures.EMBEDDING not in stored:
-        raise ValueError(f"{path} has no {architectures.EMBEDDING}, so it is no language model")
+    if configuration.EMBEDDING not in stored:
+        raise ValueError(f"{path} has no {configuration.EMBEDDING}, so it is no language model")
     shapes = {key: each.shape for key, each in stored.items()}
     factors = dequantise(stored[ROPE]).numpy().ravel() if ROPE in stored else None
-    config = architectures.config_from(metadata, str(name), architecture, shapes, factors)
+    config = configuration.config_from(metadata, architecture, shapes, factors)
     num_layers = metadata.get(f"{name}.block_count")
     if not isinstance(num_layers, int) or not 0 < num_layers <= len(stored):
         raise ValueError(f"{path}: {name}.block_count is {num_layers}, and there are {len(stored)} tensors")
-    names = architectures.tensor_names(module, str(name), num_layers)
+    names = tensor_names(module, name, num_layers)
     template = metadata.get(TEMPLATE)
     return GgufModel(
         config,
@@ -93,12 +98,12 @@ def _shapes(
     for name, each in stored.items():
         if name in _NOT_WEIGHTS:
             continue
-        theirs = names.get(name, name)
         try:
-            empty = architecture.from_gguf(theirs, torch.empty(each.shape, device="meta"), config)
+            empty = torch.empty(each.shape, device="meta")
+            found = [(theirs, part.shape) for theirs, part in as_huggingface(name, empty, names, architecture, config)]
         except (RuntimeError, ArithmeticError, TypeError, LookupError, ValueError) as error:
             raise ValueError(f"{name} of shape {each.shape} does not fit the file's configuration: {error}") from error
-        yield theirs, tuple(empty.shape)
+        yield from ((theirs, tuple(shape)) for theirs, shape in found)
 
 
 def dequantise(stored: StoredTensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Write a model as a GGUF file that llama.cpp and what is built on it open.
 
-Matrices are written in the type that is asked for, vectors always in fp32, as llama.cpp needs them; q8_0 rounds to
-eight bits with a scale for each 32 weights, and what has rows of no such multiple stays f16.
+Matrices are written in the type that is asked for, vectors and a mixture's routers in fp32, as llama.cpp has them;
+q8_0 rounds to eight bits with a scale for each 32 weights, and what has rows of no such multiple stays f16.
 """
 
 import os
@@ -15,8 +15,9 @@ from gguf.constants import LlamaFileType
 from torch import Tensor
 
 from chatloom import models
-from chatloom.gguf import architectures, vocabulary
+from chatloom.gguf import architectures, configuration, rope, vocabulary
 from chatloom.gguf.reading import ROPE, TEMPLATE
+from chatloom.gguf.tensors import ROUTER, as_gguf, tensor_names
 from chatloom.tokenizers.bpe import Tokenizer
 
 TYPES: dict[str, tuple[Kind, LlamaFileType]] = {
@@ -53,16 +54,14 @@ def write_model(
     Raises:
         ValueError: a family, tokenizer or feature that GGUF has no name for.
     """
-    architecture_name = architectures.name_of(config["model_type"])
-    architecture = architectures.ARCHITECTURES[architecture_name]
+    architecture = architectures.architecture_for(config["model_type"])
     module = models.family(config["model_type"])
     num_layers = module.Config.from_huggingface(config).num_layers
-    names = architectures.tensor_names(module, architecture_name, num_layers)
-    ready = architectures.as_gguf(tensors, names, architecture, config)
-    metadata = architectures.metadata_of(config, architecture_name)
+    ready = as_gguf(tensors, tensor_names(module, architecture.name, num_layers), architecture, config)
+    metadata = configuration.metadata_of(config, architecture)
     shapes = {stored: tuple(tensor.shape) for stored, tensor in ready.items()}
-    factors = architectures.rope_factors(config, metadata, architecture_name)
-    architectures.check_said(config, metadata, architecture_name, shapes, factors)
+    factors = rope.rope_factors(config, metadata, architecture.name)
+    configuration.check_said(config, metadata, architecture, shapes, factors)
     metadata |= vocabulary.metadata_of(tokenizer, config["vocab_size"])
     if end_of_turn is not None:
         metadata["tokenizer.ggml.eot_token_id"] = end_of_turn
@@ -73,7 +72,7 @@ def write_model(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        writer = GGUFWriter(temporary, architecture_name)
+        writer = GGUFWriter(temporary, architecture.name)
         writer.add_name(name)
         writer.add_file_type(file_type)
         writer.add_quantization_version(2)
@@ -109,7 +108,7 @@ def _add(writer: GGUFWriter, key: str, value: Any) -> None:
 
 def _add_tensor(writer: GGUFWriter, name: str, tensor: Tensor, kind: Kind) -> None:
     values = np.ascontiguousarray(tensor.detach().cpu().numpy(), np.float32)
-    if values.ndim < 2 or kind == Kind.F32:
+    if values.ndim < 2 or kind == Kind.F32 or name.endswith(ROUTER):
         writer.add_tensor(name, values)
         return
     if kind == Kind.Q8_0 and values.shape[-1] % 32:

@@ -2,7 +2,8 @@
 
 InstructGPT's labelers ranked K = 4 to 9 answers of each prompt (Ouyang et al. 2022, section 3.5) and agreed with one
 another on 73 % of the pairs. The simulated labeler knows the gold score and adds noise; the noise is set on this
-model's own answers so that two such labelers agree just as often.
+model's own answers so that two such labelers agree just as often. An answer that ran into `max_tokens` is written with
+`finish_reason` "length": a task's grade is told so, and whoever reads the file can leave it out.
 """
 
 import json
@@ -79,7 +80,10 @@ def run(config: Config) -> dict[str, Any]:
     for example, rollouts in zip(examples, answers):
         texts, stopped = _texts(rollouts)
         ranks = labeler.rank(example, texts, stopped=stopped)
-        responses = [{"text": rollout.text, "rank": rank} for rollout, rank in zip(rollouts, ranks)]
+        responses = [
+            {"text": rollout.text, "rank": rank, "finish_reason": "stop" if rollout.stopped else "length"}
+            for rollout, rank in zip(rollouts, ranks)
+        ]
         if len(set(ranks)) > 1 and len({rollout.text for rollout in rollouts}) > 1:
             record = {"prompt": to_dicts(example.prompt), "responses": responses, "example": example.id}
             records.append(json.dumps(record, ensure_ascii=False))

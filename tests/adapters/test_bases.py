@@ -7,11 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from adapted import KINDS, adapted, chat_format, saved_base, some_tokens
+from adapted import KINDS, adapted, saved_base, some_tokens
 
 import chatloom
 from chatloom import adapters, catalogue, checkpoint, cli
-from chatloom.adapters import AdapterConfig
 from chatloom.catalogue import Entry
 from chatloom.models import RewardModel
 from chatloom.stages.export import write_gguf
@@ -89,25 +88,6 @@ def test_a_reward_adapter_is_put_on_the_policys_file(refs: dict[str, str], tmp_p
     with torch.no_grad():
         assert torch.equal(again(tokens, ends=ends), reward(tokens, ends=ends))
     assert again.trunk.embedding.weight.data_ptr() == policy.embedding.weight.data_ptr()
-
-
-@pytest.mark.parametrize("kind", ["prefix", "prompt"])
-def test_an_adapter_that_cannot_be_merged_is_not_lost_on_the_way_out(kind: str, tmp_path: Path) -> None:
-    model = adapted(saved_base(tmp_path / "base", "llama"), KINDS[kind])
-    checkpoint.save_adapter(tmp_path / "run", model, chat_format(), base=str(tmp_path / "base"))
-    for to, output in (("hf", "out"), ("gguf", "out.gguf")):
-        assert cli.main(["export", str(tmp_path / "run"), "--to", to, "--output", str(tmp_path / output)]) == 2
-        assert not (tmp_path / output).exists()
-
-
-def test_lora_is_merged_on_the_way_out(tmp_path: Path) -> None:
-    model = adapted(saved_base(tmp_path / "base", "llama"), AdapterConfig(adapter="lora", adapter_rank=2))
-    checkpoint.save_adapter(tmp_path / "run", model, chat_format(), base=str(tmp_path / "base"))
-    output = tmp_path / "out.gguf"
-    assert cli.main(["export", str(tmp_path / "run"), "--to", "gguf", "--output", str(output)]) == 0
-    with torch.no_grad():
-        assert (chatloom.load(output).model(some_tokens()) - model(some_tokens())).abs().max() < 1e-4
-    assert cli.main(["doctor", str(tmp_path / "run"), "--no-memory"]) == 0
 
 
 @pytest.mark.parametrize("kind", ["file", "name"])

@@ -219,6 +219,32 @@ def test_an_adapter_is_not_its_own_base(tmp_path: Path) -> None:
         checkpoint.load_pretrained(tmp_path / "run")
 
 
+def test_adapters_that_name_one_another_as_base(tmp_path: Path) -> None:
+    """By tokenizer, by weights and as a base of a third: an error, where there was endless recursion."""
+    model = adapted(saved_base(tmp_path / "base", "llama"), LORA)
+    for name, base in (("one", "two"), ("two", "one"), ("three", "one")):
+        checkpoint.save_adapter(tmp_path / name, model, chat_format(), base=str(tmp_path / "base"))
+        (tmp_path / name / "adapter_base.json").unlink()
+        (tmp_path / name / "tokenizer.json").unlink()
+        path = tmp_path / name / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(tmp_path / base)}))
+    for name, circle in (("one", "one -> .*two -> .*one"), ("three", "one -> .*two -> .*one")):
+        for opened in (checkpoint.load_pretrained, checkpoint.load_reward, checkpoint.load_chat):
+            with pytest.raises(ValueError, match=f"name one another as their base model: .*{circle}; say in"):
+                opened(tmp_path / name)
+
+
+def test_an_adapter_on_an_adapter(tmp_path: Path) -> None:
+    """A base that is an adapter is merged, and is what the next one was trained on."""
+    model = adapted(saved_base(tmp_path / "base", "llama"), LORA)
+    checkpoint.save_adapter(tmp_path / "first", model, chat_format(), base=str(tmp_path / "base"))
+    second = adapted(checkpoint.load_pretrained(tmp_path / "first").model, LORA, seed=4)
+    checkpoint.save_adapter(tmp_path / "second", second, chat_format(), base=str(tmp_path / "first"))
+    again = checkpoint.load_pretrained(tmp_path / "second", merge=False)
+    with torch.no_grad():
+        assert torch.equal(again.model(some_tokens()), second(some_tokens()))
+
+
 def test_an_adapter_without_a_tokenizer_has_its_bases(tmp_path: Path) -> None:
     model = adapted(saved_base(tmp_path / "base", "llama"), LORA)
     checkpoint.save_adapter(tmp_path / "run", model, chat_format(), base=str(tmp_path / "base"))

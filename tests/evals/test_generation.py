@@ -8,7 +8,7 @@ from chatloom.evals import generation
 from chatloom.evals.intervals import wilson
 from chatloom.tasks import Example, Grade
 from chatloom.testing.engine import ScriptedEngine
-from chatloom.testing.tokenizer import byte_tokenizer
+from chatloom.testing.tokenizer import beginless_tokenizer, byte_tokenizer
 
 GREEDY = SamplingParams(max_tokens=16)
 
@@ -92,6 +92,22 @@ def test_few_shot_stops_at_the_line_and_drops_shots_that_do_not_fit() -> None:
             sampling=GREEDY,
             context_length=40,
         )
+
+
+def test_few_shot_begins_as_the_models_texts_do() -> None:
+    """With begin-of-text where the tokenizer has one, and not with a bos that is declared and never used."""
+    for tokenizer, begin in ((byte_tokenizer(), "<|begin_of_text|>"), (beginless_tokenizer(), "")):
+        engine = ScriptedEngine(tokenizer, lambda _: " blue")
+        generation.answer_few_shot(
+            engine,
+            tokenizer=tokenizer,
+            pool=[],
+            examples=[example("ice")],
+            sampling=GREEDY,
+            context_length=150,
+            num_shots=0,
+        )
+        assert engine.prompts[0] == f"{begin}Question: What colour is ice?\nAnswer:"
 
 
 def test_chat_answers_use_the_format_and_its_stop() -> None:

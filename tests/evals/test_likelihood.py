@@ -11,7 +11,7 @@ from torch import nn
 from chatloom.evals import likelihood
 from chatloom.evals.likelihood import Likelihood, bits_per_byte, measure, perplexity_rise, rise
 from chatloom.testing.models import VOCAB_SIZE, tiny_llama
-from chatloom.testing.tokenizer import byte_tokenizer
+from chatloom.testing.tokenizer import beginless_tokenizer, byte_tokenizer
 
 TEXTS = ["the cat sat", "A longer document about the boats of Tollen.", "é😀", "x"]
 
@@ -65,6 +65,21 @@ def test_packed_together_is_each_alone_by_the_slow_oracle() -> None:
             logprobs = model(tokens).log_softmax(-1)[0, :-1]
         alone = -logprobs.gather(1, tokens[0, 1:, None]).sum()
         assert together.nats[index] == pytest.approx(float(alone), rel=1e-5)
+
+
+@pytest.mark.parametrize("row_length", [3, 64])
+def test_a_text_begins_as_the_model_was_trained(row_length: int) -> None:
+    """Without a begin-of-text token the first token is not predicted: its nats and its bytes are left out."""
+    model, tokenizer = tiny_llama(context_length=64), beginless_tokenizer()
+    assert tokenizer.bos_token is not None
+    assert tokenizer.document_start == []
+    found = measure(model, tokenizer=tokenizer, texts=["the cat sat", "x", "é😀"], row_length=row_length)
+    assert found.num_tokens.tolist() == found.num_bytes.tolist() == [10, 5]  # of "x" nothing is predicted
+    if row_length == 64:
+        tokens = torch.tensor([tokenizer.encode("the cat sat")])
+        with torch.no_grad():
+            logprobs = model(tokens).log_softmax(-1)[0, :-1]
+        assert found.nats[0] == pytest.approx(-float(logprobs.gather(1, tokens[0, 1:, None]).sum()), rel=1e-5)
 
 
 def test_the_model_is_left_in_the_mode_it_had() -> None:

@@ -9,7 +9,7 @@ import torch
 from chatloom import checkpoint, models
 from chatloom.chat.render import ChatFormat
 from chatloom.chat.templates import CHATLOOM_TEMPLATE
-from chatloom.gguf.architectures import _RUN_AS, ARCHITECTURES
+from chatloom.gguf.architectures import ARCHITECTURES, RUN_AS
 from chatloom.models import FAMILIES, Decoder
 from chatloom.nn.rope_scaling import RopeScaling
 from chatloom.stages.export import write_gguf
@@ -18,12 +18,14 @@ from chatloom.testing.tokenizer import byte_tokenizer
 
 CHAT = ChatFormat(byte_tokenizer(), CHATLOOM_TEMPLATE)
 TOKENS = torch.arange(20, 60)[None]
-WRITTEN = [architecture.model_type for architecture in ARCHITECTURES.values()] + list(_RUN_AS)
+WRITTEN = [*ARCHITECTURES, *RUN_AS]
 # What GGUF takes for granted.
 OWN: dict[str, dict[str, Any]] = {
     "mistral": {"window": None},
     "qwen2": {"window": None},
     "qwen3": {"window": None},
+    "mixtral": {"window": None},
+    "qwen3_moe": {"window": None},
     "gemma2": {"query_scale": 8, "tie_embeddings": True},
     "gemma3_text": {"query_scale": 8},
 }
@@ -59,6 +61,12 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("mistral", {"window": 64}),  # as long as the context, so that it hides nothing
     ("qwen2", {"window": 5, "window_from_layer": 28}),  # beyond the last layer
     ("stablelm", {"attention_bias": True}),
+    ("mixtral", {"num_experts": 3, "experts_per_token": 1}),
+    ("mixtral", {"load_balancing": 0.01, "router_z": 0.001}),
+    ("qwen3_moe", {"own_head_width": 16, "rope_scaling": RopeScaling("yarn", 4.0, 32)}),
+    ("glm4", {"attention_bias": False, "own_head_width": 16}),
+    ("glm4", {"rotary_share": 1.0}),
+    ("gpt_bigcode", {"inner_width": None}),
     ("gpt_neox", {"parallel": False}),
 ]
 
@@ -83,6 +91,9 @@ def test_a_family_that_gguf_has_no_name_for_is_refused(family: str, tmp_path: Pa
     [
         ("mistral", {"window": 5}, "window=5"),
         ("qwen2", {"window": 5, "window_from_layer": 1}, "window=5"),
+        ("mixtral", {"window": 5}, "window=5"),
+        ("qwen3_moe", {"renormalise": False}, "renormalise=False"),
+        ("gpt_bigcode", {"activation": "relu"}, "activation='relu'"),
         ("gemma2", {"query_scale": 32}, "query_scale=32"),
         ("gemma3_text", {"full_every": 2}, "full_every=2"),
         ("gpt2", {"activation": "gelu"}, "activation='gelu'"),

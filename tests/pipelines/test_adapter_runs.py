@@ -93,7 +93,7 @@ def assert_same_run(whole: Path, parts: Path) -> None:
 MOMENTS: list[tuple[str, int, Any]] = [
     ("chatloom.train.metrics:MetricsLog.write", 2, "before"),
     ("chatloom.train.metrics:MetricsLog.write", 3, "after"),
-    ("chatloom.checkpoint:save_file", 1, "after"),
+    ("chatloom.checkpoint.state:save_file", 1, "after"),
     ("chatloom.adapters.files:write_adapter", 1, "before"),
     ("chatloom.adapters.files:asdict", 1, "before"),  # the tensors are written, and nothing else
     ("chatloom.stages.run:Run.finish", 1, "before"),

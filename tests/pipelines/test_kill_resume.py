@@ -23,13 +23,14 @@ from chatloom.train.metrics import read_metrics
 # What a clock says differs from run to run; where a run lies does too.
 CLOCKED = ("tokens_per_second", "seconds")
 
-LOGGED, SAVED, TENSORS = "chatloom.train.metrics:MetricsLog.write", "chatloom.train.trainer:save_tree", "save_file"
-MODEL, FINISH = "chatloom.checkpoint:write_tensors", "chatloom.stages.run:Run.finish"
+LOGGED, SAVED = "chatloom.train.metrics:MetricsLog.write", "chatloom.train.trainer:save_tree"
+TENSORS, MODEL = "chatloom.checkpoint.state:save_file", "chatloom.checkpoint.saving:write_tensors"
+FINISH = "chatloom.stages.run:Run.finish"
 # Moments in a run of at least ten steps that saves every third: (what, which call of the resumed run, when).
 MOMENTS: list[tuple[str, int, Any]] = [
     (LOGGED, 2, "before"),  # a step that nobody wrote down; no checkpoint yet
     (LOGGED, 5, "after"),  # two steps beyond the checkpoint of step 3
-    (f"chatloom.checkpoint:{TENSORS}", 1, "after"),  # half of the checkpoint of step 6
+    (TENSORS, 1, "after"),  # half of the checkpoint of step 6
     (SAVED, 1, "after"),  # the checkpoint of step 6, and step 3's still beside it
     ("chatloom.checkpoint:save_pretrained", 1, "before"),  # all steps done
     (MODEL, 1, "before"),  # half of the model's folder
@@ -110,7 +111,7 @@ def test_killed_again_and_again(stage: str, quickstart: Path, tmp_path: Path) ->
         moments.insert(0, ("chatloom.data.store:np.save", 1, "before"))  # half of the token store
     if stage == "ppo":
         # Five iterations, saved after the second, the fourth and the last.
-        moments[:4] = [(LOGGED, 1, "before"), (LOGGED, 3, "after"), (f"chatloom.checkpoint:{TENSORS}", 1, "after")]
+        moments[:4] = [(LOGGED, 1, "before"), (LOGGED, 3, "after"), (TENSORS, 1, "after")]
         moments.insert(3, (SAVED, 1, "after"))
         moments.insert(4, ("chatloom.rl.loop:PPO._learn", 1, "after"))
         moments.insert(5, ("chatloom.train.trainer:Trainer.step", 2, "after"))  # the critic has not followed

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chatloom import checkpoint, cli
+from chatloom.checkpoint import saving, state, tensors
 from chatloom.data.pack import Sample, pieces
 from chatloom.engine.engine import Engine
 from chatloom.objectives import Batch, Loss
@@ -407,8 +408,8 @@ def test_nan_stops_names_the_batch_and_keeps_the_last_good_checkpoint(
         assert "No checkpoint" not in message
         last = checkpoint.latest_checkpoint(output)
         assert last == output / "checkpoints" / "step_000004"
-        tensors, _ = checkpoint.load_state(last)
-        assert all(bool(tensor.isfinite().all()) for tensor in tensors.values() if tensor.is_floating_point())
+        saved, _ = checkpoint.load_state(last)
+        assert all(bool(tensor.isfinite().all()) for tensor in saved.values() if tensor.is_floating_point())
         assert [line["step"] for line in read_metrics(output / "metrics.jsonl")] == [1, 2, 3, 4]
         assert not (output / "model.safetensors").exists()
         # The model of a run that has not finished says so.
@@ -465,14 +466,14 @@ def test_a_full_disk_while_saving_a_checkpoint(
 ) -> None:
     output = tmp_path / "run"
     arguments = [*command("pretrain", quickstart, output, steps="5"), "--save-every-steps", "2"]
-    real, calls = checkpoint.save_file, []
+    real, calls = state.save_file, []
 
     def full_at_the_second(*args: Any, **options: Any) -> None:
         calls.append(1)
         (full_disk if len(calls) == 2 else real)(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full_at_the_second)
+        patch.setattr(state, "save_file", full_at_the_second)
         last = output / "checkpoints" / "step_000002"
         refused(capsys, arguments, "step_000004 could not be written", "No space left", f"is kept: {last}", "Free some")
     assert [path.name for path in (output / "checkpoints").iterdir()] == ["step_000002"]
@@ -483,8 +484,8 @@ def test_a_full_disk_while_saving_a_checkpoint(
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
-        *((checkpoint, "save_file"), (checkpoint.runtime, "write_atomically"), (metrics_log.MetricsLog, "write")),
-        (runs.Run, "finish"),
+        *((state, "save_file"), (tensors, "save_file"), (saving.runtime, "write_atomically")),
+        *((metrics_log.MetricsLog, "write"), (runs.Run, "finish")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

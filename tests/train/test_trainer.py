@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from chatloom import checkpoint
+from chatloom.checkpoint import state
 from chatloom.models import build, llama
 from chatloom.objectives import Batch, Loss
 from chatloom.objectives.causal_lm import causal_lm
@@ -221,7 +222,7 @@ def test_log_every(tmp_path: Path) -> None:
 
 def test_disk_full_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = Trainer(line(), squares, config(), total_steps=9, run_folder=tmp_path)
-    real, calls = checkpoint.save_file, []
+    real, calls = state.save_file, []
 
     def full(*args: Any, **options: Any) -> None:
         calls.append(args)
@@ -230,7 +231,7 @@ def test_disk_full_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest
             raise OSError(errno.ENOSPC, "No space left on device")
         real(*args, **options)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(state, "save_file", full)
     with pytest.raises(TrainingError) as caught:
         trainer.run(Endless())
     message = str(caught.value)
