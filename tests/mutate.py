@@ -165,7 +165,7 @@ BREAKAGES = tuple(Breakage(*row) for row in (
      "log-probabilities are of what top-k left"),
     ("engine/settle.py", "derive_seed(seed, index) for index", "seed for index",
      "engine/test_engine.py::test_one_seed_for_a_list_is_derived_for_each_request", "all requests draw alike"),
-    ("engine/runner.py", "row.uniforms[len(row.logprobs)]", "row.uniforms[0]",
+    ("engine/runner.py", "row.uniforms[len(row.logprobs) + behind]", "row.uniforms[behind]",
      "engine/test_crowds.py::test_each_token_has_a_random_number_of_its_own", "every token is drawn with one number"),
     ("engine/runner.py", "for pairs in (plan.moves, plan.copies):", "for pairs in (plan.copies,):",
      "engine/test_crowds.py::test_a_crowd_of_requests_is_each_alone", "a block that moved is read before it arrives"),
