@@ -25,8 +25,11 @@ _MOST_HELD_OUT = 500
 _DOCUMENTS_AT_ONCE = 1_000
 
 
-def adapt(stage: Run, model: Decoder, adaptation: AdapterConfig, *, base: str) -> None:
+def adapt(stage: Run, model: Decoder, adaptation: AdapterConfig, *, base: str, dtype: str = "fp32") -> None:
     """Put the adapter on a model that was opened from `base`, if there is to be one.
+
+    `dtype` is that of all products with the model's matrices: what is not trained is kept in it, unless the adapter is
+    to be merged into it at the end.
 
     ValueError for a model that has virtual tokens already: they cannot be merged, so nothing can be trained on top.
     """
@@ -37,6 +40,8 @@ def adapt(stage: Run, model: Decoder, adaptation: AdapterConfig, *, base: str) -
         )
     adapters.attach(model, adaptation, names=models.stored_names(model))
     if adaptation.adapter is not None:
+        if dtype != "fp32" and not adaptation.adapter_merge:
+            adapters.hold_frozen(model, runtime.pick_dtype(dtype))
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         stage.say(f"{adaptation.adapter}: {trained:,} of {models.num_parameters(model):,} parameters are trained")
 

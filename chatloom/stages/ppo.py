@@ -111,7 +111,8 @@ def run(config: Config) -> dict[str, Any]:
     pretrained = checkpoint.load_pretrained(config.model, dtype="fp32", device=device)
     policy, chat = pretrained.model, pretrained.chat
     rewarded = _reward_model(stage, config, policy, device)
-    adapt(stage, policy, config.adaptation, base=config.model)
+    held = config.train.dtype if config.rollout_dtype == config.train.dtype else "fp32"
+    adapt(stage, policy, config.adaptation, base=config.model, dtype=held)
     if rewarded.chat.tokenizer.digest() != chat.tokenizer.digest():
         raise ValueError(
             f"{config.reward} and {config.model} have different tokenizers; train the reward model from it"

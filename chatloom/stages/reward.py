@@ -77,7 +77,7 @@ def run(config: Config) -> dict[str, Any]:
     device = runtime.pick_device()
     pretrained = checkpoint.load_pretrained(config.model, dtype="fp32", device=device)
     chat = pretrained.chat
-    adapt(stage, pretrained.model, config.adaptation, base=config.model)
+    adapt(stage, pretrained.model, config.adaptation, base=config.model, dtype=config.train.dtype)
     model = RewardModel(pretrained.model).to(device)
     initialise_reward_head(model, config.head)
     comparisons, held_out = _read(config)
