@@ -10,8 +10,11 @@ from chatloom.engine.engine import Engine
 from chatloom.engine.lowered import Lowered
 from chatloom.engine.request import SamplingParams
 from chatloom.models import FAMILIES, Decoder, build
+from chatloom.objectives.causal_lm import causal_lm
 from chatloom.testing.models import tiny_config, tiny_llama
 from chatloom.testing.tokenizer import byte_tokenizer
+from chatloom.train.train_config import TrainConfig
+from chatloom.train.trainer import Trainer
 
 TOKENS = torch.arange(1, 21)[None]
 SIXTEEN = SamplingParams(max_tokens=16)
@@ -108,6 +111,21 @@ def test_an_engine_sees_updates_and_adapters_that_come_later() -> None:
     answers.append(answer())
     assert answers[-1] == fresh()
     assert len({tuple(each) for each in answers}) == 3
+
+
+@pytest.mark.parametrize("kind", [None, "lora"])
+def test_a_training_step_reaches_the_next_answer(kind: str | None) -> None:
+    model = tiny_llama()
+    adapters.attach(model, AdapterConfig(adapter=kind))  # type: ignore[arg-type]
+    engine = Engine(model, byte_tokenizer(), autocast="bf16")
+    trainer = Trainer(model, causal_lm, TrainConfig(learning_rate=0.05, dtype="bf16"), total_steps=4)
+    tokens = torch.full((2, 12), 9)
+    for _ in range(4):
+        engine.generate([[5, 6, 7]], SIXTEEN)  # so that there are copies, filled with what were the weights then
+        trainer.step([{"tokens": tokens, "targets": tokens}])
+    found = engine.generate([[5, 6, 7]], SIXTEEN)[0]
+    assert found.tokens == Engine(model, byte_tokenizer(), autocast="bf16").generate([[5, 6, 7]], SIXTEEN)[0].tokens
+    assert found.tokens.count(9) > 8
 
 
 def test_virtual_tokens_come_along() -> None:
