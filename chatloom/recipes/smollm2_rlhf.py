@@ -68,7 +68,7 @@ class Amounts:
     max_tokens: int = 64
     reward_epochs: int = 1
     ptx_texts: int = 64
-    iterations: int = 10
+    iterations: int = 9
     episodes: int = 64
     evaluated: int = 145
     held_out_documents: int = 80
