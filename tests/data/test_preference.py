@@ -45,7 +45,6 @@ SAME = {
 }
 
 
-@pytest.mark.parametrize("name", SAME)
 def test_an_answer_that_was_cut_is_told_from_one_that_ended(tmp_path):
     responses = [
         {"text": "yes", "rank": 1, "finish_reason": "length"},
@@ -60,6 +59,7 @@ def test_an_answer_that_was_cut_is_told_from_one_that_ended(tmp_path):
     assert comparison.ranks == (1, 0, 2)
 
 
+@pytest.mark.parametrize("name", SAME)
 def test_every_format_gives_the_same_comparison(tmp_path, name):
     comparisons = read(tmp_path, SAME[name])
     assert comparisons == [PAIR]
