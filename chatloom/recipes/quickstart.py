@@ -51,7 +51,7 @@ class Config:
 class Amounts:
     """How much of everything; `Config.minutes` scales it."""
 
-    documents: int = 30_000
+    documents: int = 16_000
     pretrain_steps: int = 175
     demonstrations: int = 41_000
     sft_epochs: int = 1
