@@ -36,8 +36,9 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}  # of loss and gradient norm, relative
 
 NOT_ALIKE = """Not alike: ours also counts the accuracy, watches for losses that are not finite or explode and follows
 a learning-rate schedule; the peer's loop has none of these. Ours projects to the vocabulary in chunks. In bf16 ours
-keeps the frozen matrices in bf16; the peer's stay fp32 under autocast, because a model that transformers opens in bf16
-adds up its layers in bf16 too, which is another computation. The peer's attention is sdpa. Neither compiles, and neither recomputes activations."""
+keeps the frozen matrices in bf16; the peer's stay fp32 under autocast, because a model that transformers opens in
+bf16 adds up its layers in bf16 too, which is another computation. The peer's attention is sdpa. Neither compiles, and
+neither recomputes activations."""
 
 
 @dataclass(frozen=True)
