@@ -3,8 +3,8 @@
 Run `.venv/bin/python benchmarks/ppo_memory.py`.
 
 Counted, not sampled: the bytes of all tensors that are alive at a time (`stages.memory.LiveBytes`), the most of a
-rollout, scoring and an update of policy and critic. What it is held against is an update of one such model by itself, all
-its weights frozen but the adapter: weights in fp32, as a model is opened, and the activations of the same rows.
+rollout, scoring and an update of policy and critic. What it is held against is an update of one such model by itself,
+all its weights frozen but the adapter: weights in fp32, as a model is opened, and the activations of the same rows.
 """
 
 from dataclasses import dataclass, replace
