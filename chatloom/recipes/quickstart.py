@@ -57,7 +57,7 @@ class Amounts:
     sft_epochs: int = 1
     ranked_prompts: int = 1_900
     ppo_prompts: int = 4_000
-    ppo_iterations: int = 15
+    ppo_iterations: int = 17
     episodes: int = 256
     evaluated: int = 400
     held_out_documents: int = 300
@@ -130,7 +130,7 @@ def stages(config: Config) -> dict[str, tuple[Any, Any]]:
             kl_coefficient=0.2,
             actor_ema_decay=None,
             ptx_coefficient=0.1,
-            ptx_rows=8,
+            ptx_rows=12,
             rollout_temperature=_TEMPERATURE,
             recompute_logprobs=False,
         ),
