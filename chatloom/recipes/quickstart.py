@@ -55,9 +55,9 @@ class Amounts:
     pretrain_steps: int = 175
     demonstrations: int = 41_000
     sft_epochs: int = 1
-    ranked_prompts: int = 1_900
+    ranked_prompts: int = 2_300
     ppo_prompts: int = 4_000
-    ppo_iterations: int = 17
+    ppo_iterations: int = 15
     episodes: int = 256
     evaluated: int = 400
     held_out_documents: int = 300
