@@ -144,6 +144,9 @@ def fit(
     trainer = Trainer(model, objective, train, total_steps=total_steps, run_folder=stage.folder, callbacks=callbacks)
     if trainer.resume():
         stage.say(f"going on from step {trainer.step_index} of {total_steps}")
+    elif evaluate is not None and train.evaluate_at_start:
+        at_start = {name.replace("validation/", "before/"): value for name, value in evaluate().items()}
+        stage.say("before training: " + ", ".join(f"{name} {value:.3f}" for name, value in at_start.items()))
     last = trainer.run(loader) or read_metrics(stage.folder / "metrics.jsonl")[-1]  # a kill came after the last step
     if trainer.ema is not None:
         trainer.ema.copy_to_model()

@@ -52,6 +52,7 @@ _SAID_BY_PPO = {
     "max_loss_patience": "neither loss is in nats",
     "log_every_steps": "every iteration is logged",
     "evaluate_every_steps": "nothing is evaluated on the way",
+    "evaluate_at_start": "nothing is evaluated on the way",
     **dict.fromkeys(
         ("muon_learning_rate", "muon_weight_decay", "muon_momentum", "muon_momentum_steps"), "it has no Muon"
     ),
