@@ -51,11 +51,11 @@ class Config:
 class Amounts:
     """How much of everything; `Config.minutes` scales it."""
 
-    documents: int = 16_000
+    documents: int = 30_000
     pretrain_steps: int = 175
     demonstrations: int = 41_000
     sft_epochs: int = 1
-    ranked_prompts: int = 2_300
+    ranked_prompts: int = 1_600
     ppo_prompts: int = 4_000
     ppo_iterations: int = 15
     episodes: int = 256
@@ -130,7 +130,7 @@ def stages(config: Config) -> dict[str, tuple[Any, Any]]:
             kl_coefficient=0.2,
             actor_ema_decay=None,
             ptx_coefficient=0.1,
-            ptx_rows=12,
+            ptx_rows=8,
             rollout_temperature=_TEMPERATURE,
             recompute_logprobs=False,
         ),
