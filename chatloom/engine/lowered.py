@@ -48,6 +48,8 @@ class Lowered:
         return source is self.source and _structure(source) == self._structure
 
     def _copy(self, target: nn.Module, module: nn.Module, lora: LoRA | None) -> None:
+        if lora is None and all(each.dtype == self.dtype for each in module.parameters(recurse=False)):
+            return  # it is the very same
         for name, parameter in module.named_parameters(recurse=False):
             made = torch.empty_like(parameter, dtype=self.dtype, requires_grad=False)
             setattr(target, name, nn.Parameter(made, requires_grad=False))
