@@ -20,7 +20,6 @@ from chatloom.rl.config import KLPlacement, RewardModelConfig, ScorePlacement, V
 from chatloom.rl.rollout import fitting_row_length
 from chatloom.tasks.example import Example, Task
 
-
 _MOST_TOKENS = 16_384  # of a forward pass: rows may be as long as the context
 
 
