@@ -6,6 +6,7 @@ stage code runs on a laptop and on a cluster. torch is imported inside the funct
 
 import contextlib
 import ctypes
+import json
 import os
 import random
 import shutil
@@ -227,6 +228,17 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 # --- files ----------------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object. Raises ValueError for a file that holds none."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} must hold a JSON object, not {type(data).__name__}")
+    return data
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

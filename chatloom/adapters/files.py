@@ -95,23 +95,13 @@ def read_base(folder: Path) -> Base:
 
 
 def _read_config(folder: Path) -> tuple[dict[str, Any], Base]:
-    config = _read_json(folder / CONFIG)
+    config = runtime.read_json(folder / CONFIG)
     if (folder / BASE).exists():
         try:
-            return config, Base(**_read_json(folder / BASE))
+            return config, Base(**runtime.read_json(folder / BASE))
         except TypeError as error:
             raise ValueError(f"{folder / BASE} is not Chatloom's ({error}); delete it to go by shapes alone") from error
     given = config.get("base_model_name_or_path")
     if not isinstance(given, str) or not given:
         raise ValueError(f"{folder / CONFIG} does not say what the adapter's base is; set base_model_name_or_path")
     return config, Base(given)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} must hold a JSON object, not {type(data).__name__}")
-    return data

@@ -19,7 +19,7 @@ from chatloom.chat.render import ChatFormat
 from chatloom.chat.templates import ChatTemplate
 from chatloom.checkpoint.bases import base_of
 from chatloom.checkpoint.state import latest_checkpoint
-from chatloom.checkpoint.tensors import read_json, read_tensors
+from chatloom.checkpoint.tensors import read_tensors
 from chatloom.tokenizers.bpe import Tokenizer
 
 WEIGHTS, INDEX, CONFIG, TEMPLATE = (
@@ -57,7 +57,7 @@ def read_source(ref: Path | str, dtype: str | None) -> Source:
         return Source(path, found.config, tensors, ChatFormat(found.tokenizer, found.template or NO_TEMPLATE))
     if not (path / CONFIG).exists():
         raise ValueError(f"{path} has no {CONFIG}" + _hint(path))
-    config = read_json(path / CONFIG)
+    config = runtime.read_json(path / CONFIG)
     family_of(config)  # an unknown family is the first thing to say
     tensors = _read_weights(path)
     _check_size(config, [tensor.numel() for tensor in tensors.values()], path / CONFIG)
@@ -145,7 +145,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 def _shards(index: Path) -> list[str]:
     """The files that an index names, beside it whatever folder it names too."""
-    where = read_json(index).get("weight_map")
+    where = runtime.read_json(index).get("weight_map")
     if not isinstance(where, dict) or not where or not all(isinstance(each, str) for each in where.values()):
         raise ValueError(f"{index} has no weight_map of tensors to files; copy or download it again")
     return sorted({Path(each).name for each in where.values()})

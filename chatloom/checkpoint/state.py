@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from chatloom import runtime
-from chatloom.checkpoint.tensors import read_json, read_tensors
+from chatloom.checkpoint.tensors import read_tensors
 
 
 def save_state(folder: Path | str, tensors: Mapping[str, Tensor], scalars: dict[str, Any]) -> None:
@@ -27,7 +27,7 @@ def save_state(folder: Path | str, tensors: Mapping[str, Tensor], scalars: dict[
 def load_state(folder: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_state` wrote."""
     folder = Path(folder)
-    return read_tensors(folder / "state.safetensors"), read_json(folder / "state.json")
+    return read_tensors(folder / "state.safetensors"), runtime.read_json(folder / "state.json")
 
 
 def latest_checkpoint(run_folder: Path | str) -> Path | None:

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from chatloom.nn.documents import continuing
+from chatloom.nn.documents import LARGEST, continuing
 
 Batch = dict[str, Tensor]
 
@@ -225,6 +225,7 @@ def pack_branches(families: Sequence[Sequence[Sample]], row_length: int, *, pad:
     batch = lay_out(trees, rows, min(row_length, -(-fullest // 64) * 64), pad=pad)
     branch = batch["branch"]
     trunk = batch["documents"].long() * (int(branch.max()) + 1)  # 0 at padding
+    assert int(trunk.max()) + int(branch.max()) <= LARGEST, "documents are told apart by their numbers"
     spans = batch["spans"][tree_of]
     return {
         "tokens": batch["tokens"],

@@ -123,14 +123,16 @@ class Engine:
 
         Raises:
             ValueError: a prompt that is empty, does not fit the context or the cache, or has tokens outside the
-                vocabulary; as many parameters as prompts were expected; a grammar that is wrong or
-                became too complex; a model whose logits are not finite.
+                vocabulary; as many parameters as prompts were expected; a grammar that is wrong
+                or became too complex; a model whose logits are not finite.
         """
         each, seeds = settle.each_its_own(sampling, len(prompts))
         with self._stepping:
             rows = self._rows(prompts, each, seeds, space=self._own_space())
+            plain = [row for row in rows if row.sampling.num_beams == 1]
+            self._add(plain)
         roots = [row for row in rows if row.sampling.num_beams > 1]
-        self._complete([row for row in rows if row.sampling.num_beams == 1], progress, of=len(rows))
+        self._to_the_end(plain, progress, of=len(rows))
         searches = {id(one.root): one for one in beams.search(roots, self._complete)}
         if roots and progress is not None:
             progress(len(rows), len(rows))
@@ -140,9 +142,12 @@ class Engine:
         ]
         return settle.chosen(made, each)
 
-    def _complete(self, rows: list[Row], progress: Progress | None = None, *, of: int | None = None) -> None:
-        """Compute rows to their ends; they are given up where that fails. `progress` hears of them among `of`."""
+    def _complete(self, rows: list[Row]) -> None:
         self._add(rows)
+        self._to_the_end(rows, None, of=len(rows))
+
+    def _to_the_end(self, rows: list[Row], progress: Progress | None, *, of: int) -> None:
+        """Compute rows that were added; they are given up where that fails. `progress` hears of them among `of`."""
         try:
             if self._worker is None:
                 with self._stepping, self._inference():
@@ -289,16 +294,16 @@ class Engine:
         rows: list[Row],
         progress: Progress | None,
         go_on: Callable[[Callable[[], bool]], object],
-        of: int | None = None,
+        of: int,
     ) -> None:
-        """Go on until all have ended, and tell how many have."""
+        """Go on until all have ended, and tell how many have, among `of`."""
         left, reported = rows, 0
         while left:
             go_on(left[0].has_ended)
             left = [row for row in left if not row.ended]
             if progress is not None and len(rows) - len(left) > reported:
                 reported = len(rows) - len(left)
-                progress(reported, of or len(rows))
+                progress(reported, of)
 
     def _until(self, done: Callable[[], bool]) -> None:
         """Wait until it is done, or compute a step towards it if nobody else does."""

@@ -44,7 +44,7 @@ class Lowered:
             self._copy(self.model.head, source.embedding, None)
 
     def fits(self, source: Decoder) -> bool:
-        """Whether this is of that model, with the modules that it has now."""
+        """Whether this is of that model, with the modules and tensors that it has now."""
         return source is self.source and _structure(source) == self._structure
 
     def _copy(self, target: nn.Module, module: nn.Module, lora: LoRA | None) -> None:
@@ -69,7 +69,8 @@ class Lowered:
 
 
 def _structure(model: nn.Module) -> list[int]:
-    return [id(module) for module in modules_of(model)]
+    """The modules that it has, and the tensors, which the twin has too where they are not copied."""
+    return [id(each) for each in (*modules_of(model), *model.parameters(), *model.buffers())]
 
 
 def _within(path: str, loras: dict[str, LoRA]) -> bool:

@@ -19,7 +19,7 @@ from chatloom.objectives import Loss
 from chatloom.objectives.chosen import chosen_logprobs
 
 IGNORED = -100  # the target of a position that does not count; torch's own convention
-_CHUNK_ROWS = 1024
+CHUNK_ROWS = 1024  # positions projected at a time
 _ROW_MULTIPLE = 256
 _RECOMPUTED_LOGITS = 2**27  # above this many logits (512 MiB in fp32) chunks are recomputed, which costs a third
 
@@ -55,7 +55,7 @@ def cross_entropy(network: Any, hidden: Tensor, targets: Tensor) -> Loss:
     num_logits = 0  # of the whole call; known after the first chunk
     # When nothing counts there is one empty chunk, and the loss is zero, but with a graph.
     for some_hidden, some_targets in zip(
-        torch.split(hidden, _CHUNK_ROWS), torch.split(targets, _CHUNK_ROWS), strict=True
+        torch.split(hidden, CHUNK_ROWS), torch.split(targets, CHUNK_ROWS), strict=True
     ):
         if num_logits > _RECOMPUTED_LOGITS and torch.is_grad_enabled():
             nats, hits, vocab_size = checkpoint(

@@ -16,11 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from chatloom.objectives import Loss, Objective
-from chatloom.objectives.causal_lm import causal_lm, padded
+from chatloom.objectives.causal_lm import CHUNK_ROWS, causal_lm, padded
 from chatloom.objectives.chosen import chosen_logprobs
-
-_CHUNK_LOGITS = 2**21  # see causal_lm: chunks of logits that stay in a CPU's cache
-_CHUNK_ROWS = 512
 
 
 def action_logprobs(
@@ -48,9 +45,8 @@ def action_logprobs(
     chosen = batch["tokens"].roll(-1, dims=1)[actions]  # (A,) the token after each action's position
     num_actions = len(hidden)
     hidden, chosen = padded(hidden, 0.0), padded(chosen, 0)
-    rows = max(_CHUNK_ROWS, _CHUNK_LOGITS // network.config.vocab_size // _CHUNK_ROWS * _CHUNK_ROWS)
     logprobs, entropies = [], []
-    for some_hidden, some_chosen in zip(torch.split(hidden, rows), torch.split(chosen, rows), strict=True):
+    for some_hidden, some_chosen in zip(torch.split(hidden, CHUNK_ROWS), torch.split(chosen, CHUNK_ROWS), strict=True):
         logits = network.logits(some_hidden)  # (a, V)
         some, uncertainty, _ = chosen_logprobs(
             logits, some_chosen, temperature=temperature, entropy=entropy == "detached"

@@ -177,7 +177,7 @@ def _critic(stage: Run, config: Config, rewarded: RewardModel) -> ValueModel:
     critic = critic_from(rewarded, config.ppo.value_head_init)
     rewarded.requires_grad_(False)
     if config.adaptation.adapter is not None and not adapters.is_adapted(critic.trunk):
-        adapt(stage, critic.trunk, config.adaptation, base=config.reward)
+        adapt(stage, critic.trunk, config.adaptation, base=config.reward, dtype=config.train.dtype)
     return critic
 
 

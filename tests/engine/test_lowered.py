@@ -113,6 +113,16 @@ def test_an_engine_sees_updates_and_adapters_that_come_later() -> None:
     assert len({tuple(each) for each in answers}) == 3
 
 
+def test_tensors_that_are_exchanged_are_the_twins_too() -> None:
+    model = tiny_llama()
+    engine = Engine(model, byte_tokenizer(), autocast="bf16")
+    before = engine.generate([[5, 6, 7]], SIXTEEN)[0].tokens
+    model.load_state_dict(tiny_llama(seed=1).state_dict(), assign=True)
+    found = engine.generate([[5, 6, 7]], SIXTEEN)[0].tokens
+    assert found == Engine(model, byte_tokenizer(), autocast="bf16").generate([[5, 6, 7]], SIXTEEN)[0].tokens
+    assert found != before
+
+
 @pytest.mark.parametrize("kind", [None, "lora"])
 def test_a_training_step_reaches_the_next_answer(kind: str | None) -> None:
     model = tiny_llama()

@@ -70,7 +70,7 @@ def test_nothing_counted_is_zero_with_zero_gradient() -> None:
 
 @pytest.mark.parametrize("recomputed_logits", [2**27, 0], ids=["kept", "recomputed"])
 def test_chunks_equal_one_piece(monkeypatch: pytest.MonkeyPatch, recomputed_logits: int) -> None:
-    monkeypatch.setattr(module, "_CHUNK_ROWS", 3)
+    monkeypatch.setattr(module, "CHUNK_ROWS", 3)
     monkeypatch.setattr(module, "_RECOMPUTED_LOGITS", recomputed_logits)
     torch.manual_seed(0)
     model = build(llama.Config(vocab_size=17, context_length=8, num_layers=1, width=16, num_heads=2,

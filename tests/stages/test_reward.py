@@ -1,5 +1,6 @@
 """What the reward stage says of held-out comparisons, against a pass over each of them alone."""
 
+import json
 import math
 from pathlib import Path
 
@@ -53,7 +54,10 @@ def test_accuracy_and_calibration_are_those_of_the_pairs(quickstart: Path) -> No
 def test_the_run_shows_them(quickstart: Path) -> None:
     assert (quickstart / "reward" / "calibration.svg").read_text(encoding="utf-8").startswith("<svg")
     last = read_metrics(quickstart / "reward" / "metrics.jsonl")[-1]
-    assert 0 <= last["validation/calibration_error"] <= 1
+    manifest = json.loads((quickstart / "reward" / "manifest.json").read_text(encoding="utf-8"))
+    found = manifest["results"]
+    assert found["held_out_accuracy"]["low"] < found["held_out_accuracy"]["value"] == pytest.approx(last["validation/accuracy"])
+    assert found["validation/calibration_error"] == last["validation/calibration_error"]
 
 
 def test_an_answer_that_was_cut_is_read_without_an_end(quickstart: Path) -> None:
