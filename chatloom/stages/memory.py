@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from chatloom import adapters, models, runtime
 from chatloom.adapters import AdapterConfig
+from chatloom.engine.quantised import num_bytes
 from chatloom.models import Decoder, DecoderConfig, RewardModel, ValueModel
 from chatloom.nn.experts import Experts
 from chatloom.objectives import Loss, ppo
@@ -86,16 +87,32 @@ def estimate(config: DecoderConfig, *, rows: int, length: int, weights_dtype: to
         rows: rows of a micro-batch, or conversations answered at a time.
         length: tokens of a row, or of a conversation with its answer.
         weights_dtype: of the weights when the model is used; training keeps them fp32.
-        dtype: of the matrix products in training, "fp32" or "bf16".
+        dtype: of the matrix products in training, "fp32" or "bf16"; "int8" and "int4" are of inference.
     """
-    shape: dict[str, Any] = {"rows": rows, "length": length, "dtype": dtype}
+    shape: dict[str, Any] = {"rows": rows, "length": length, "dtype": training_dtype(dtype)}
+    more = quantised_copies(config, dtype) if dtype in runtime.QUANTISED else 0
     return Memory(
-        inference(config, rows=rows, length=length, dtype=weights_dtype),
+        inference(config, rows=rows, length=length, dtype=weights_dtype) + more,
         supervised(config, **shape),
         supervised(config, **shape, adaptation=LORA),
         reinforced(config, **shape),
         reinforced(config, **shape, adaptation=LORA),
     )
+
+
+def training_dtype(dtype: str) -> str:
+    """What training is in where decoding is in `dtype`."""
+    return "bf16" if dtype in runtime.QUANTISED else dtype
+
+
+def quantised_copies(config: DecoderConfig, dtype: str) -> int:
+    """Bytes of the matrices that decoding in "int8" or "int4" reads."""
+    model = _shapes(config)
+    kept = {id(module.router) for module in model.modules() if isinstance(module, Experts)}
+    weights = [each.weight for each in model.modules() if isinstance(each, nn.Linear) and id(each) not in kept]
+    if model.head is None:
+        weights.append(model.embedding.weight)
+    return sum(num_bytes(dtype, *weight.shape) for weight in weights)
 
 
 @contextlib.contextmanager
