@@ -74,4 +74,4 @@ class Attention(nn.Module):
         """The heads of the queries, of the keys and, where they are there, of the values."""
         shared = self.num_key_value_heads
         others = (heads.shape[1] - self.num_heads) // shared
-        return torch.split(heads, (self.num_heads, *[shared] * others), 1)
+        return torch.split(heads, [self.num_heads, *[shared] * others], 1)

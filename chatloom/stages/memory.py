@@ -151,7 +151,7 @@ def supervised(config: DecoderConfig, *, rows: int, length: int, dtype: str, ada
         live.peak = live.now
         tokens = _tokens(rows, length)
         with runtime.autocast(torch.device("cpu"), dtype):
-            hidden = model.hidden(tokens, documents=torch.ones_like(tokens)).flatten(0, 1)
+            hidden = model.hidden(tokens, documents=torch.ones_like(tokens, dtype=torch.int32)).flatten(0, 1)
             loss = cross_entropy(model, hidden, tokens.flatten())
         del hidden
         loss.total.backward()  # type: ignore[no-untyped-call]
@@ -174,7 +174,11 @@ def reinforced(config: DecoderConfig, *, rows: int, length: int, dtype: str, ada
         tokens = _tokens(rows, length)
         batch = {name: torch.zeros(1, rows * length) for name in fields}
         # One row of all tokens and the index 0 stand for "every token is an action", which needs no numbers.
-        batch |= {"tokens": tokens.view(1, -1), "documents": torch.ones_like(tokens).view(1, -1), "actions": 0}  # type: ignore[dict-item]
+        batch |= {
+            "tokens": tokens.view(1, -1),
+            "documents": torch.ones_like(tokens, dtype=torch.int32).view(1, -1),
+            "actions": 0,
+        }  # type: ignore[dict-item]
         for model, objective in ((_InRows(policy, rows), ppo.policy()), (_InRows(critic, rows), ppo.value())):
             with runtime.autocast(torch.device("cpu"), dtype):
                 loss: Loss = objective(model, batch)
