@@ -7,10 +7,11 @@ package is free: torch is imported when it is first needed.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from chatloom.engine.grammar import Grammar
     from chatloom.engine.language_model import LanguageModel, load
 
 __version__ = "0.1.0"
-__all__ = ["LanguageModel", "__version__", "load"]
+__all__ = ["Grammar", "LanguageModel", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from chatloom.engine import language_model
 
         return getattr(language_model, name)
+    if name == "Grammar":
+        from chatloom.engine.grammar import Grammar
+
+        return Grammar
     raise AttributeError(f"module 'chatloom' has no attribute {name!r}")

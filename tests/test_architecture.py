@@ -83,7 +83,7 @@ def test_objectives_import_torch_alone() -> None:
 
 
 def test_engine_control_logic_imports_no_torch() -> None:
-    for name in ("request", "scheduler", "blocks"):
+    for name in ("request", "grammar", "scheduler", "blocks"):
         path = PACKAGE / "engine" / f"{name}.py"
         if path.exists():
             assert not any(imported.split(".")[0] == "torch" for imported in imports(path)), path

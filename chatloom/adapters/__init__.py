@@ -9,7 +9,7 @@
 * Switched `off`, a model is its base bit for bit. `merge` writes LoRA into the weights, `unmerge` takes it out again.
 """
 
-from chatloom.adapters.attach import attach, detach, dormant_names, is_adapted, loras, off, shared
+from chatloom.adapters.attach import attach, detach, dormant_names, hold_frozen, is_adapted, loras, off, shared
 from chatloom.adapters.config import AdapterConfig
 from chatloom.adapters.merge import merge, unmerge
 
@@ -18,6 +18,7 @@ __all__ = [
     "attach",
     "detach",
     "dormant_names",
+    "hold_frozen",
     "is_adapted",
     "loras",
     "merge",

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from chatloom.adapters.config import EVERY_LAYER, AdapterConfig
@@ -169,6 +170,21 @@ def shared(module: Module) -> Module:
     same: list[Tensor] = [parameter for parameter in module.parameters() if not parameter.requires_grad]
     same += list(module.buffers())
     return copy.deepcopy(module, {id(tensor): tensor for tensor in same})
+
+
+def hold_frozen(decoder: nn.Module, dtype: torch.dtype) -> None:
+    """Keep the matrices that are not trained in `dtype`, for all modules that share them; norms and embeddings stay.
+
+    For a forward pass whose products are in that type anyway: it rounds them to the same numbers, each time anew. DoRA
+    also reads the lengths of their rows, so its matrices stay as they are.
+    """
+    measured = {path for path, lora in loras(decoder).items() if lora.magnitude is not None}
+    for path, module in decoder.named_modules():
+        if not isinstance(module, nn.Linear) or path in measured:
+            continue
+        if not any(each.requires_grad for each in module.parameters(recurse=False)):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
 
 
 def dormant_names(decoder: nn.Module) -> set[str]:

@@ -34,13 +34,18 @@ _UNORDERED = ("score", "scores", "reward", "rewards", "rating", "ratings")
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """K >= 2 answers to one prompt. ranks[k] belongs to responses[k]: 0 is the best, equal ranks are a tie."""
+    """K >= 2 answers to one prompt. ranks[k] belongs to responses[k]: 0 is the best, equal ranks are a tie.
+
+    `stopped[k]` is false where an answer was cut at a length limit and did not end by itself; () where none was.
+    """
 
     prompt: Conversation
     responses: tuple[str, ...]
     ranks: tuple[int, ...]
+    stopped: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
+        assert len(self.stopped) in (0, len(self.responses))
         if len(self.responses) < 2 or len(self.responses) != len(self.ranks):
             raise ValueError(
                 f"a comparison has {len(self.responses)} responses and {len(self.ranks)} ranks; "
@@ -87,24 +92,29 @@ def read_comparisons(path: str | Path) -> Loaded[Comparison]:
 def _parse_comparison(record: Record, name: str, tally: Tally) -> Comparison:
     if name == "ranked":
         prompt = parse_prompt(record, tally)
-        responses, ranks = _ranked(record)
+        responses, ranks, stopped = _ranked(record)
     else:
         prompt, responses = _pair(record, tally)
-        ranks = (0, 1)
-    return _informative(prompt, responses, ranks, record.where, tally)
+        ranks, stopped = (0, 1), (True, True)
+    return _informative(prompt, responses, ranks, stopped, record.where, tally)
 
 
 def _informative(
-    prompt: Conversation, responses: tuple[str, ...], ranks: tuple[Any, ...], where: str, tally: Tally
+    prompt: Conversation,
+    responses: tuple[str, ...],
+    ranks: tuple[Any, ...],
+    stopped: tuple[bool, ...],
+    where: str,
+    tally: Tally,
 ) -> Comparison:
     """The comparison without repeated answers and with ranks 0, 1, ...; Skip if it then says nothing."""
     if any(not message.content.strip() for message in prompt):
         raise Skip("left out, an empty turn in the prompt")
     if any(not response.strip() for response in responses):
         raise Skip("left out, an empty response")
-    kept: dict[str, int] = {}
+    kept: dict[tuple[str, bool], int] = {}
     for index in sorted(range(len(responses)), key=lambda index: ranks[index]):
-        kept.setdefault(responses[index].strip(), index)
+        kept.setdefault((responses[index].strip(), stopped[index]), index)
     order = sorted(kept.values())
     if len(order) < 2:
         raise Skip("left out, the responses are identical, so none is better")
@@ -117,6 +127,7 @@ def _informative(
         prompt,
         tuple(responses[index] for index in order),
         tuple(levels.index(ranks[index]) for index in order),
+        () if all(stopped[index] for index in order) else tuple(stopped[index] for index in order),
     )
 
 
@@ -169,8 +180,11 @@ def _answer(record: Record, field: str, tally: Tally) -> tuple[Conversation | No
 # --- ranked responses -----------------------------------------------------------------------------------------
 
 
-def _ranked(record: Record) -> tuple[tuple[str, ...], tuple[Any, ...]]:
-    """The texts and ranks of `responses` (or its alias `ranked`); a smaller rank is better."""
+def _ranked(record: Record) -> tuple[tuple[str, ...], tuple[Any, ...], tuple[bool, ...]]:
+    """The texts and ranks of `responses` (or its alias `ranked`), and which ended by themselves.
+
+    A smaller rank is better; `finish_reason` "length" says that an answer was cut.
+    """
     if "responses" in record and "ranked" in record:
         raise DataError("both `responses` and `ranked` are there; keep one")
     field = "responses" if "responses" in record else "ranked"
@@ -197,7 +211,8 @@ def _ranked(record: Record) -> tuple[tuple[str, ...], tuple[Any, ...]]:
     )
     if not numbers or len(ranks) != len(texts):
         raise DataError(f"the ranks are {_show(ranks)}; there must be one number for each of {len(texts)} answers")
-    return texts, tuple(ranks)
+    stopped = tuple(not (isinstance(item, dict) and item.get("finish_reason") == "length") for item in items)
+    return texts, tuple(ranks), stopped
 
 
 def _inside(items: list[Any], name: str) -> bool:

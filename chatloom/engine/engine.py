@@ -20,14 +20,17 @@ from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 import torch
 
 from chatloom import runtime
-from chatloom.engine import settle
+from chatloom.engine import beams, settle
 from chatloom.engine.blocks import Blocks
 from chatloom.engine.capacity import blocks_of_a_row, num_blocks, out_of_memory
+from chatloom.engine.grammar import Grammar
 from chatloom.engine.lowered import Lowered, saves
 from chatloom.engine.request import GREEDY, Completion, Overloaded, Progress, SamplingParams
-from chatloom.engine.runner import Row, Runner
+from chatloom.engine.runner import NotFinite, Row, Runner
 from chatloom.engine.scheduler import Plan, Scheduler
+from chatloom.engine.speculative import Drafter, DraftModel, propose
 from chatloom.engine.stream import Stream
+from chatloom.engine.structured import Grammars, Matcher
 from chatloom.engine.weights import modules_of, version
 from chatloom.models import Decoder
 from chatloom.tokenizers.bpe import Tokenizer
@@ -49,6 +52,7 @@ class Engine:
         cache_tokens: int | None = None,
         max_waiting: int | None = None,
         batch_invariant: bool = True,
+        drafter: Drafter | None = None,
     ) -> None:
         """Wrap a model and the tokenizer that decodes for it.
 
@@ -67,6 +71,7 @@ class Engine:
                 `generate` computes whatever its caller brings. None is no limit.
             batch_invariant: compute the product with a quantised matrix in the same way whatever the number of rows;
                 False is faster for int4 in company, and an answer may then depend on it.
+            drafter: guesses tokens while few rows are under way (`speculative`); the answers stay the same.
         """
         if max_batch < 1:
             raise ValueError(f"max_batch is {max_batch}; it must be at least 1")
@@ -75,12 +80,15 @@ class Engine:
         if max_waiting is not None and max_waiting < 0:
             raise ValueError(f"max_waiting is {max_waiting}; it must be at least 0, or None for no limit")
         runtime.pick_dtype(autocast, quantised=True)
+        if isinstance(drafter, DraftModel):
+            drafter.check(model.config.vocab_size)
         self.model = model
         self.tokenizer = tokenizer
         self.max_batch = max_batch
         self.autocast = autocast
         self.batch_invariant = batch_invariant
         self.max_waiting = max_waiting
+        self.drafter = drafter
         self._less: tuple[int, int] | None = None  # rows and tokens of a step while memory is short
         self._room: int | None = None  # blocks beyond which the cache could not grow
         self._step_tokens = max(2048, max_batch) if step_tokens is None else step_tokens
@@ -89,6 +97,7 @@ class Engine:
         self._runner: Runner | None = None
         self._lowered: Lowered | None = None
         self._version: Hashable = None
+        self._grammars: Grammars | None = None
         self._orders = itertools.count()
         self._arrived: deque[Row] = deque()
         self._cancelled: deque[Row] = deque()
@@ -119,24 +128,37 @@ class Engine:
 
         Raises:
             ValueError: a prompt that is empty, does not fit the context or the cache, or has tokens outside the
-                vocabulary; as many parameters as prompts were expected; a model whose logits are not finite.
+                vocabulary; as many parameters as prompts were expected; a grammar that is wrong or
+                became too complex; a model whose logits are not finite.
         """
         each, seeds = settle.each_its_own(sampling, len(prompts))
         with self._stepping:
             rows = self._rows(prompts, each, seeds, space=self._own_space())
-            self._add(rows)
+        roots = [row for row in rows if row.sampling.num_beams > 1]
+        self._complete([row for row in rows if row.sampling.num_beams == 1], progress, of=len(rows))
+        searches = {id(one.root): one for one in beams.search(roots, self._complete)}
+        if roots and progress is not None:
+            progress(len(rows), len(rows))
+        decode = self.tokenizer.decode
+        made = [
+            searches[id(row)].completions(decode) if id(row) in searches else [row.completion(decode)] for row in rows
+        ]
+        return settle.chosen(made, each)
+
+    def _complete(self, rows: list[Row], progress: Progress | None = None, *, of: int | None = None) -> None:
+        """Compute rows to their ends; they are given up where that fails. `progress` hears of them among `of`."""
+        self._add(rows)
         try:
             if self._worker is None:
                 with self._stepping, self._inference():
                     self._take_in()
                     self._refresh()  # once: nobody else has a say before the end
-                    self._finish(rows, progress, lambda done: self._compute())
+                    self._finish(rows, progress, lambda done: self._compute(), of)
             else:
-                self._finish(rows, progress, self._until)
+                self._finish(rows, progress, self._until, of)
         finally:
             for row in rows:
                 self._cancel(row)
-        return settle.chosen([row.completion(self.tokenizer.decode) for row in rows], each)
 
     def stream(self, prompt: Sequence[int], sampling: SamplingParams = GREEDY) -> Generator[str, None, Completion]:
         """The text of one completion in pieces, as they become certain; the generator returns the Completion.
@@ -196,7 +218,13 @@ class Engine:
             decode=self.tokenizer.decode,
             follow=follow,
             space=space,
+            matcher=self._matcher,
         )
+
+    def _matcher(self, grammar: Grammar, stop_tokens: Sequence[int]) -> Matcher:
+        if self._grammars is None:
+            self._grammars = Grammars(self.tokenizer, self.model.config.vocab_size)
+        return self._grammars.matcher(grammar, stop_tokens)
 
     def _own_space(self) -> bytes:
         """Where the requests of a call share with each other and with nothing before: its results are exact then.
@@ -209,6 +237,8 @@ class Engine:
         return b""
 
     def _one(self, prompt: Sequence[int], sampling: SamplingParams) -> Row:
+        if sampling.num_beams > 1:
+            raise ValueError("a stream shows what is certain, and beams are not before their end; use `generate`")
         if sampling.num_samples > 1:
             raise ValueError(
                 f"a stream has one completion, and {sampling.num_samples} are asked for; send as many requests"
@@ -260,7 +290,11 @@ class Engine:
                 row.reason = "cancelled"
 
     def _finish(
-        self, rows: list[Row], progress: Progress | None, go_on: Callable[[Callable[[], bool]], object]
+        self,
+        rows: list[Row],
+        progress: Progress | None,
+        go_on: Callable[[Callable[[], bool]], object],
+        of: int | None = None,
     ) -> None:
         """Go on until all have ended, and tell how many have."""
         left, reported = rows, 0
@@ -269,7 +303,7 @@ class Engine:
             left = [row for row in left if not row.ended]
             if progress is not None and len(rows) - len(left) > reported:
                 reported = len(rows) - len(left)
-                progress(reported, len(rows))
+                progress(reported, of or len(rows))
 
     def _until(self, done: Callable[[], bool]) -> None:
         """Wait until it is done, or compute a step towards it if nobody else does."""
@@ -295,6 +329,8 @@ class Engine:
         self._take_in()
         runner, scheduler = self._runner, self._scheduler
         assert runner is not None
+        if self.drafter is not None:
+            propose(self.drafter, scheduler.running, num_waiting=scheduler.num_waiting)
         plan = scheduler.plan()
         if not plan:
             self._tell()  # something may have been cancelled
@@ -315,7 +351,7 @@ class Engine:
                 scheduler.remove(row)
         if self._less is not None and not scheduler.num_running and not scheduler.num_waiting:
             self._less, scheduler.max_rows, scheduler.step_tokens = None, self.max_batch, self._step_tokens
-        if any(row.error is not None for row in rows):
+        if any(isinstance(row.error, NotFinite) for row in rows):
             scheduler.restart()
             scheduler.forget()
             runner.cache.clear()

@@ -12,6 +12,7 @@ from chatloom import checkpoint, runtime
 from chatloom.chat.message import Message, conversation
 from chatloom.chat.render import ChatFormat
 from chatloom.engine.engine import Engine
+from chatloom.engine.grammar import Grammar
 from chatloom.engine.request import AnyEngine, Completion, SamplingParams
 from chatloom.models import Decoder
 from chatloom.tokenizers.bpe import Tokenizer
@@ -45,6 +46,7 @@ class LanguageModel:
         top_p: float | None = None,
         seed: int | None = None,
         stop: Sequence[str] = (),
+        grammar: Grammar | None = None,
     ) -> str:
         """The assistant's answer to a conversation.
 
@@ -56,12 +58,13 @@ class LanguageModel:
             top_p: sample among the fewest tokens that hold this share of the probability.
             seed: makes a sampled answer repeatable.
             stop: strings before which the answer ends.
+            grammar: what the answer may be, such as `Grammar.json_schema(...)`; None is any text.
 
         Raises:
             ValueError: a malformed conversation, one too long for the context, or a parameter out of range.
         """
         ends = self.chat_format.stop_tokens
-        sampling = _sampling(max_tokens, temperature, top_k, top_p, seed, stop, ends)
+        sampling = _sampling(max_tokens, temperature, top_k, top_p, seed, stop, ends, grammar)
         return self.engine.generate([self.prompt_tokens(messages)], sampling)[0].text
 
     def stream(
@@ -74,10 +77,11 @@ class LanguageModel:
         top_p: float | None = None,
         seed: int | None = None,
         stop: Sequence[str] = (),
+        grammar: Grammar | None = None,
     ) -> Generator[str, None, Completion]:
         """As `chat`, in pieces of text as they come, whole characters each; the generator returns the Completion."""
         ends = self.chat_format.stop_tokens
-        sampling = _sampling(max_tokens, temperature, top_k, top_p, seed, stop, ends)
+        sampling = _sampling(max_tokens, temperature, top_k, top_p, seed, stop, ends, grammar)
         return self.engine.stream(self.prompt_tokens(messages), sampling)
 
     def generate(
@@ -90,6 +94,7 @@ class LanguageModel:
         top_p: float | None = None,
         seed: int | None = None,
         stop: Sequence[str] = (),
+        grammar: Grammar | None = None,
     ) -> list[Completion]:
         """Continue raw prompts, without a chat template; one completion each, in order.
 
@@ -101,7 +106,7 @@ class LanguageModel:
             raise ValueError(f"prompts is the text {prompts!r:.60}; give a list, such as [text]")
         tokenizer = self.tokenizer
         ends = [tokenizer.special[name] for name in (tokenizer.eos_token, tokenizer.end_of_turn_token) if name]
-        sampling = _sampling(max_tokens, temperature, top_k, top_p, seed, stop, ends)
+        sampling = _sampling(max_tokens, temperature, top_k, top_p, seed, stop, ends, grammar)
         return self.engine.generate([self._raw(prompt) for prompt in prompts], sampling)
 
     def prompt_tokens(self, messages: Messages) -> list[int]:
@@ -133,9 +138,11 @@ def _sampling(
     seed: int | None,
     stop: Sequence[str],
     stop_tokens: Sequence[int],
+    grammar: Grammar | None,
 ) -> SamplingParams:
     texts = (stop,) if isinstance(stop, str) else tuple(stop)
-    return SamplingParams(max_tokens, temperature, top_k, top_p, seed, texts, tuple(dict.fromkeys(stop_tokens)))
+    ends = tuple(dict.fromkeys(stop_tokens))
+    return SamplingParams(max_tokens, temperature, top_k, top_p, seed, texts, ends, grammar=grammar)
 
 
 def _own_dtype(model: Decoder) -> str:

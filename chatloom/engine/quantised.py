@@ -90,7 +90,7 @@ class Half(Matrix):
         return (self._weight if self._packed is None else self._packed.to_dense()).float()
 
     def _pack(self, weight: Tensor) -> None:
-        own, self._packed = weight.to(self.dtype, copy=True), None
+        own, self._packed = weight.detach().to(self.dtype), None  # the very same, if it is of the type
         if self.dtype == torch.bfloat16 and has_own_layout(self.device):
             self._packed = torch.ops.mkldnn._reorder_linear_weight(own, None)
         else:

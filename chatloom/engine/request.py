@@ -3,9 +3,9 @@
 `SamplingParams` refuses every value it cannot honour, so that no setting is silently ignored. The seed belongs to
 the request, not to the batch: the same prompt, parameters and seed give the same text whatever is decoded beside it.
 
-The order in which they apply: logit bias and penalties change the logits, the temperature divides them, then top-k,
-top-p and min-p leave tokens out. Log-probabilities are the model's own: of the unchanged logits divided
-by the temperature.
+The order in which they apply: logit bias and penalties change the logits, a grammar leaves tokens out, the temperature
+divides, then top-k, top-p and min-p leave tokens out. Log-probabilities are the model's own: of the unchanged logits
+divided by the temperature.
 """
 
 import hashlib
@@ -13,6 +13,8 @@ import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
+
+from chatloom.engine.grammar import Grammar
 
 # Called with (finished requests, all requests).
 Progress = Callable[[int, int], None]
@@ -22,6 +24,7 @@ MAX_SEED = 2**63 - 1
 MAX_SAMPLES = 128
 MAX_TOP_LOGPROBS = 20
 MAX_BIAS = 100.0
+MAX_BEAMS = 64
 
 
 class Overloaded(RuntimeError):
@@ -63,6 +66,12 @@ class SamplingParams:
     n: int = 1
     # Sample so many and give the `n` whose tokens are the likeliest on average, best first; None samples `n`.
     best_of: int | None = None
+    # What the text may be; stop tokens may come exactly where it may end. None is any text.
+    grammar: Grammar | None = None
+    # Beam search of this width for the likeliest completions, `n` of them, best first; 1 is no search.
+    num_beams: int = 1
+    # Beams are compared by log-probability / length ** length_penalty: above 0 favours long ones, 0 is the plain sum.
+    length_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         _whole("max_tokens", self.max_tokens, 1, None)
@@ -92,13 +101,40 @@ class SamplingParams:
         _whole("n", self.n, 1, MAX_SAMPLES)
         if self.best_of is not None:
             _whole("best_of", self.best_of, self.n, MAX_SAMPLES, none=f"None; it is at least n, {self.n}")
+        self._check_beams()
         if self.num_samples > 1 and self.temperature == 0:
             raise ValueError(f"{self.num_samples} samples at temperature 0 would all be the same; give a temperature")
         object.__setattr__(self, "logit_bias", _pairs(self.logit_bias))
+        if self.grammar is not None and not isinstance(self.grammar, Grammar):
+            raise _refusal("grammar", self.grammar, "a Grammar such as Grammar.json(), or None for any text")
+
+    def _check_beams(self) -> None:
+        _whole("num_beams", self.num_beams, 1, MAX_BEAMS)
+        if not _is_number(self.length_penalty) or not abs(self.length_penalty) < math.inf:
+            raise _refusal("length_penalty", self.length_penalty, "a number")
+        if self.num_beams == 1:
+            if self.length_penalty != 1:
+                raise ValueError("length_penalty is for beam search, and num_beams is 1; give num_beams as well")
+            return
+        if self.n > self.num_beams:
+            raise ValueError(f"n is {self.n} and num_beams {self.num_beams}: a search gives no more than its beams")
+        excluded = {
+            "temperature": self.temperature,
+            "stop": self.stop,
+            "best_of": self.best_of,
+            "grammar": self.grammar,
+            "top_logprobs": self.top_logprobs,
+            "a bias or penalty": self.changes_logits,
+        }
+        for name, value in excluded.items():
+            if value:
+                raise ValueError(f"{name} is given with num_beams {self.num_beams}; beam search goes without it")
 
     @property
     def num_samples(self) -> int:
         """How many completions are sampled."""
+        if self.num_beams > 1:
+            return 1
         return self.n if self.best_of is None else self.best_of
 
     @property
@@ -113,8 +149,8 @@ class Completion:
     """What the engine generated for one prompt.
 
     `logprobs[i]` belongs to `tokens[i]`: the log-softmax of the logits divided by the temperature, and of the plain
-    logits at temperature 0; no bias, penalty, top-k, top-p or min-p changes it. `finish_reason` is "stop" (a stop
-    token or string), "length" or "cancelled".
+    logits at temperature 0; no bias, penalty, top-k, top-p, min-p or grammar changes it. `finish_reason` is "stop" (a
+    stop token or string, or nothing may follow in the grammar), "length" or "cancelled".
     """
 
     text: str

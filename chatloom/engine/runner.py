@@ -5,15 +5,16 @@ random numbers come from its own seed. All methods run under `torch.inference_mo
 sees to that.
 """
 
+import math
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from chatloom.engine import sampling
+from chatloom.engine import sampling, structured
 from chatloom.engine.request import Completion, FinishReason, SamplingParams
 from chatloom.engine.scheduler import Plan
 from chatloom.engine.scheduler import Sequence as Scheduled
@@ -24,6 +25,10 @@ from chatloom.nn.paged import Chunk, Paged
 Number = TypeVar("Number", int, float)
 
 
+class NotFinite(ValueError):
+    """The model's numbers are spoilt, and so may be what was kept of them."""
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class Row(Scheduled):
     """One completion being made: what the scheduler knows of it, and its tokens, text and end so far."""
@@ -32,6 +37,10 @@ class Row(Scheduled):
     seed: int | None  # settled: None only where nothing is drawn
     limit: int  # most tokens that fit
     text: TextStream | None  # None: nobody reads along, and no stop string has to be found
+    matcher: structured.Matcher | None = None  # where it is in its grammar
+    num_likeliest: int = 0  # tokens to report at each place
+    num_guessed: int = 0  # tokens guessed so far (`speculative`)
+    num_right: int = 0  # and those of them that were drawn
     uniforms: list[float] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
@@ -69,12 +78,13 @@ class Row(Scheduled):
         self.tokens.append(token)
         self.logprobs.append(logprob)
         reason: FinishReason | None = None
-        if token in self.sampling.stop_tokens:
+        stopped = token in self.sampling.stop_tokens
+        if stopped or (self.matcher is not None and self.matcher.take(token)):
             reason = "stop"
         elif len(self.logprobs) >= self.limit:
             reason = "length"
         if self.text is not None:
-            if reason != "stop":
+            if not stopped:
                 self._say(self.text.push(token))
             if reason is not None:
                 self._say(self.text.finish())
@@ -92,7 +102,8 @@ class Row(Scheduled):
         if self.text is not None:
             text = "".join(self.kept)
         else:
-            text = decode(tokens[:-1] if self.reason == "stop" else tokens)
+            stopped = self.reason == "stop" and tokens[-1] in self.sampling.stop_tokens
+            text = decode(tokens[:-1] if stopped else tokens)
         return Completion(text, tokens, self.logprobs, self.reason, self.top_logprobs or None)
 
     def _say(self, piece: str) -> None:
@@ -132,23 +143,36 @@ class Runner:
     def run(self, plan: Plan) -> list[Row]:
         """Compute a plan; returns the rows that have one more token. Those whose logits are not finite get an error."""
         self._prepare(plan)
-        rows: list[Row] = []
+        rows: list[Row] = []  # those due, and once more for each guess
+        guesses: list[int | None] = []  # what was guessed for the token before
         tokens, ends = list[int](), list[int]()
-        for row, count in plan.chunks:
+        guessed_for: dict[int, Row] = {}  # places in the plan
+        for place, (row, count) in enumerate(plan.chunks):
             assert isinstance(row, Row)
             start = row.num_computed
             tokens += row.tokens[start : start + count] if count > 1 else (row.tokens[start],)
-            if start + count == len(row.tokens):
-                rows.append(row)
-                ends.append(len(tokens) - 1)
+            guessed = row.drafted[: max(0, start + count - len(row.tokens))]
+            if guessed:
+                tokens += guessed
+                guessed_for[place] = row
+            if start + count >= len(row.tokens):
+                rows += [row] * (1 + len(guessed))
+                guesses += [None, *guessed]
+                ends += range(len(tokens) - 1 - len(guessed), len(tokens))
+        masks = structured.begin([row.matcher for row in rows])  # computed beside the model
         self.cache.begin([Chunk(row.blocks, row.num_computed, count) for row, count in plan.chunks])
         hidden = self.model.hidden(torch.tensor([tokens], device=self._device), cache=self.cache)[0]  # (N, C)
         if not rows:
             return rows
         if len(ends) < len(tokens):
             hidden = hidden[torch.tensor(ends, device=self._device)]
-        self._sample(rows, self.model.logits(hidden))
-        return rows
+        self._sample(rows, guesses, self.model.logits(hidden), masks())
+        for place, row in guessed_for.items():  # of wrong guesses, keys and values will be written over
+            taken = max(1, len(row.tokens) - row.num_computed - 1)
+            row.num_guessed += plan.chunks[place][1] - 1
+            row.num_right += taken - 1
+            plan.chunks[place] = row, taken
+        return list(dict.fromkeys(rows))
 
     def _prepare(self, plan: Plan) -> None:
         for pairs in (plan.moves, plan.copies):
@@ -158,8 +182,17 @@ class Runner:
             assert self._prefix is not None
             self.cache.put([row.blocks for row in plan.fresh], *self._prefix)
 
-    def _sample(self, rows: Sequence[Row], logits: Tensor) -> None:
-        """Draw a token for each row from its logits (B, V), and let the row take it."""
+    def _sample(
+        self,
+        rows: Sequence[Row],
+        guesses: Sequence[int | None],
+        logits: Tensor,
+        masks: Mapping[int, Tensor | ValueError],
+    ) -> None:
+        """Draw a token for each row from its logits (B, V), where some have masks (V,), and let the row take it.
+
+        A row that is there once more takes another token if the one before is what was guessed.
+        """
         params = [row.sampling for row in rows]
         if all(param is params[0] for param in params):
             params = params[:1]
@@ -167,37 +200,48 @@ class Runner:
         drawn_from = logits
         if any(param.changes_logits for param in params):
             drawn_from = sampling.changed(logits, _changes(rows))
+        for place, mask in masks.items():
+            if isinstance(mask, ValueError):
+                rows[place].error = mask
+        allowed = {place: mask for place, mask in masks.items() if isinstance(mask, Tensor)}
+        if allowed:
+            drawn_from = sampling.allowed_only(drawn_from, list(allowed), list(allowed.values()))
         tokens, logprobs = sampling.sample(
             drawn_from,
-            self._uniforms(rows),
+            self._uniforms(rows, guesses),
             temperature=temperature,
             top_k=self._optional([param.top_k for param in params], logits.shape[1]),
             top_p=self._optional([param.top_p for param in params], 1.0),
             min_p=self._optional([param.min_p for param in params], 0.0),
         )
-        most = max(param.top_logprobs for param in params)
+        most = max(row.num_likeliest for row in rows)
         if most or drawn_from is not logits:
             every = sampling.logprobs_of(logits, temperature)  # (B, V)
             logprobs = every.gather(1, tokens[:, None])[:, 0]
             if most:
                 _note_likeliest(rows, every, most)
-        finite = torch.isfinite(logprobs)
-        if not bool(finite.all()):
-            for row, fine in zip(rows, finite.tolist()):
-                if not fine:
-                    row.error = ValueError(
-                        "the model gave logits that are not finite numbers, so nothing can be sampled from it; "
-                        "its weights are damaged or its training diverged: go back to an earlier checkpoint"
-                    )
-        for row, token, logprob in zip(rows, tokens.tolist(), logprobs.tolist()):
-            if row.error is None:
+        right = True
+        for row, guess, token, logprob in zip(rows, guesses, tokens.tolist(), logprobs.tolist()):
+            right = guess is None or (right and row.tokens[-1] == guess)
+            if row.ended or not right:
+                continue
+            if math.isfinite(logprob):
                 row.take(token, logprob)
+            else:
+                row.error = NotFinite(
+                    "the model gave logits that are not finite numbers, so nothing can be sampled from it; "
+                    "its weights are damaged or its training diverged: go back to an earlier checkpoint"
+                )
 
-    def _uniforms(self, rows: Sequence[Row]) -> Tensor | None:
-        """Each row's next random number, (B,); None if no row draws."""
+    def _uniforms(self, rows: Sequence[Row], guesses: Sequence[int | None]) -> Tensor | None:
+        """The random number of each row's next token, or of one behind its guesses, (B,); None if no row draws."""
         if all(row.seed is None for row in rows):
             return None
-        numbers = [row.uniforms[len(row.logprobs)] if row.uniforms else 0.0 for row in rows]
+        numbers = list[float]()
+        behind = 0
+        for row, guess in zip(rows, guesses):
+            behind = 0 if guess is None else behind + 1
+            numbers.append(row.uniforms[len(row.logprobs) + behind] if row.uniforms else 0.0)
         return torch.tensor(numbers, device=self._device)
 
     def _setting(self, values: Sequence[Number]) -> Number | Tensor:
@@ -226,5 +270,5 @@ def _changes(rows: Sequence[Row]) -> list[sampling.Change]:
 def _note_likeliest(rows: Sequence[Row], logprobs: Tensor, most: int) -> None:
     best = logprobs.topk(min(most, logprobs.shape[1]), dim=1)
     for row, tokens, values in zip(rows, best.indices.tolist(), best.values.tolist()):
-        if row.sampling.top_logprobs:
-            row.top_logprobs.append(list(zip(tokens, values))[: row.sampling.top_logprobs])
+        if row.num_likeliest:
+            row.top_logprobs.append(list(zip(tokens, values))[: row.num_likeliest])

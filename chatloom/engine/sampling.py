@@ -101,6 +101,14 @@ def changed(logits: Tensor, changes: Sequence[Change]) -> Tensor:
     return logits
 
 
+def allowed_only(logits: Tensor, places: Sequence[int], allowed: Sequence[Tensor]) -> Tensor:
+    """The logits (B, V), in fp32, where the rows at `places` have no tokens but those of their masks (V,)."""
+    chosen = torch.tensor(places, device=logits.device)
+    masks = torch.stack(list(allowed)).to(logits.device)
+    logits = logits.float()
+    return logits.index_copy(0, chosen, logits[chosen].masked_fill_(~masks, -torch.inf))
+
+
 def logprobs_of(logits: Tensor, temperature: float | Tensor) -> Tensor:
     """The log-probabilities (B, V) that `sample` reports: of logits / temperature, of the plain ones at 0."""
     if isinstance(temperature, Tensor):

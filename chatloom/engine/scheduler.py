@@ -31,6 +31,7 @@ class Sequence:
     space: bytes = b""  # sequences of different spaces share nothing
     blocks: list[int] = field(default_factory=list)
     num_computed: int = 0
+    drafted: list[int] = field(default_factory=list)  # guesses of what comes next, computed where there is room
     _named: int = 0  # whole blocks that have a name
     _parent: bytes = b""  # the name of the last of them
     _tail_named: bool = False
@@ -72,6 +73,11 @@ class Scheduler:
         self._waiting: list[Sequence] = []  # both in order of arrival
         self._running: list[Sequence] = []
         self._computing: dict[tuple[bytes, tuple[int, ...]], Sequence] = {}
+
+    @property
+    def running(self) -> tuple[Sequence, ...]:
+        """Sequences that hold blocks, the oldest first."""
+        return tuple(self._running)
 
     @property
     def num_waiting(self) -> int:
@@ -129,11 +135,13 @@ class Scheduler:
         return plan
 
     def advance(self, plan: Plan) -> None:
-        """Take a plan as computed."""
+        """Take a plan as computed; a count is less than planned where guesses were wrong."""
         for sequence, count in plan.chunks:
             sequence.num_computed += count
             known = sequence.num_computed
-            if not sequence._tail_named or (sequence.remember_answer and known % self.blocks.block_size == 0):
+            if not sequence._tail_named or (
+                sequence.remember_answer and known >= (sequence._named + 1) * self.blocks.block_size
+            ):
                 self._name(sequence, known if sequence.remember_answer else min(known, sequence.num_prompt))
                 self._announce(sequence)
 
@@ -150,6 +158,10 @@ class Scheduler:
             if count != 1:
                 count = min(count, room)
                 room -= count
+            elif sequence.drafted:
+                guessed = self._num_guessed(sequence, room)
+                count += guessed
+                room -= guessed
             while len(sequence.blocks) * size < sequence.num_computed + count:
                 block = self.blocks.take()
                 if block is not None:
@@ -164,6 +176,12 @@ class Scheduler:
                     plan.chunks.append((sequence, count))
                 place += 1
         return room
+
+    def _num_guessed(self, sequence: Sequence, room: int) -> int:
+        """How many guesses of a sequence are computed: nobody may have to give way for them."""
+        spare = max(0, self.blocks.num_available - 2 * len(self._running))
+        places = (len(sequence.blocks) + spare) * self.blocks.block_size - sequence.num_computed - 1
+        return max(0, min(len(sequence.drafted), room, places))
 
     def _admit(self, plan: Plan, room: int) -> None:
         """Start those that wait, the oldest first, while there are rows, blocks and tokens for them."""

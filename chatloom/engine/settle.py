@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from chatloom.engine.grammar import Grammar
 from chatloom.engine.request import MAX_SEED, Completion, SamplingParams, derive_seed, sample_seed
 from chatloom.engine.runner import Row
+from chatloom.engine.structured import Matcher
 from chatloom.engine.text import TextStream
 from chatloom.models import Decoder
 
@@ -33,11 +35,12 @@ def settle(
     decode: Callable[[list[int]], str],
     follow: bool = False,
     space: bytes = b"",
+    matcher: Callable[[Grammar, Sequence[int]], Matcher],
 ) -> list[Row]:
     """The rows of some requests, `num_samples` of each. ValueError for what cannot be computed.
 
     `follow` decodes the text as it grows, which is otherwise done only to find stop strings, and lets what follows
-    the answer find it computed. `space` as in `Sequence`.
+    the answer find it computed. `space` as in `Sequence`; `matcher` begins a grammar that ends with some tokens.
     """
     num_virtual = num_virtual_tokens(model)
     for index, (prompt, params) in enumerate(zip(prompts, sampling)):
@@ -67,20 +70,22 @@ def settle(
             space=space,
             sampling=params,
             seed=seed,
+            num_likeliest=params.top_logprobs,
             limit=min(params.max_tokens, room - len(prompt)),
             text=TextStream(decode, stop=params.stop) if follow or params.stop else None,
+            matcher=None if params.grammar is None else matcher(params.grammar, params.stop_tokens),
         )
         row.draw()
         rows.append(row)
     return rows
 
 
-def chosen(completions: Sequence[Completion], sampling: Sequence[SamplingParams]) -> list[Completion]:
-    """Of each request's samples the `n` that are given: all, or the likeliest, the first of equals."""
+def chosen(made: Sequence[Sequence[Completion]], sampling: Sequence[SamplingParams]) -> list[Completion]:
+    """Of what each request's rows made the `n` that are given: all, or the likeliest, the first of equals."""
     given: list[Completion] = []
     at = 0
     for params in sampling:
-        own = list(completions[at : at + params.num_samples])
+        own = [completion for row in made[at : at + params.num_samples] for completion in row]
         at += params.num_samples
         if params.best_of is not None:
             own = sorted(own, key=lambda one: -one.mean_logprob)[: params.n]

@@ -1,8 +1,9 @@
 """What of a model decides its outputs, as one value: what was computed with other weights must not be reused.
 
-Every in-place change of a tensor that torch can see moves its version, and every exchange moves its address: optimizer
-steps, `load_state_dict`, merging, `to(dtype)`. Adapters add their switches. What torch cannot see are writes through
-`tensor.data` or numpy; whoever does that calls `Engine.reset`.
+Every in-place change of a tensor that torch can see moves its version, and every exchange moves its address:
+`load_state_dict`, merging, `to(dtype)`, the steps of our optimizers. Adapters add their switches. What torch cannot see
+are writes through `tensor.data` or numpy, and those of its own optimizers with `fused=True`; whoever has such calls
+`Engine.reset`.
 """
 
 from collections.abc import Hashable

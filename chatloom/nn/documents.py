@@ -17,13 +17,18 @@ def continuing(own: Tensor, parent: Tensor) -> Tensor:
     return own.long() + (parent.long() << _BITS)
 
 
+def _continued(documents: Tensor) -> Tensor:
+    """Whether each token's document continues the one that another token is of: (B, T, T) bool."""
+    parent = documents >> _BITS
+    return (parent[:, :, None] == (documents & LARGEST)[:, None, :]) & (parent[:, :, None] > 0)
+
+
 def visible(documents: Tensor) -> Tensor:
     """Whether each token sees each other one, itself included: (B, T, T) bool."""
     own = documents & LARGEST
     seen = own[:, :, None] == own[:, None, :]
     if documents.dtype == torch.int64:
-        parent = documents >> _BITS
-        seen |= (parent[:, :, None] == own[:, None, :]) & (parent[:, :, None] > 0)
+        seen |= _continued(documents)
     return seen.tril_()
 
 
@@ -37,9 +42,5 @@ def positions(documents: Tensor) -> Tensor:
     index = torch.arange(documents.shape[1], device=documents.device).expand(documents.shape)
     places = index - torch.where(starts, index, 0).cummax(dim=1).values
     if documents.dtype == torch.int64:
-        own, parent = documents & LARGEST, documents >> _BITS
-        lengths = torch.zeros(len(own), int(own.max()) + 1, dtype=torch.int64, device=own.device)
-        lengths.scatter_add_(1, own, torch.ones_like(own))
-        lengths[:, 0] = 0  # padding is nobody's beginning
-        places = places + lengths.gather(1, parent)
+        places = places + _continued(documents).sum(-1)  # the length of what it continues
     return places

@@ -66,10 +66,11 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, weight, scale = ctx.saved_tensors
         unit = x * scale
-        to_weight = (gradient * unit).flatten(0, -2).sum(0)
+        # Frozen under an adapter.
+        to_weight = (gradient * unit).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
         along = gradient * weight
         # What points along x would only change its length, which the norm takes out again.
         share = (along * unit).mean(-1, keepdim=True)

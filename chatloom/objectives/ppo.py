@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from chatloom.objectives import Loss, Objective
 from chatloom.objectives.causal_lm import causal_lm, padded
+from chatloom.objectives.chosen import chosen_logprobs
 
 _CHUNK_LOGITS = 2**21  # see causal_lm: chunks of logits that stay in a CPU's cache
 _CHUNK_ROWS = 512
@@ -51,16 +51,15 @@ def action_logprobs(
     rows = max(_CHUNK_ROWS, _CHUNK_LOGITS // network.config.vocab_size // _CHUNK_ROWS * _CHUNK_ROWS)
     logprobs, entropies = [], []
     for some_hidden, some_chosen in zip(torch.split(hidden, rows), torch.split(chosen, rows), strict=True):
-        logits = network.logits(some_hidden).float()  # (a, V)
-        if temperature != 1.0:
-            logits = logits / temperature
-        logprobs.append(-F.cross_entropy(logits, some_chosen, reduction="none"))
-        with torch.set_grad_enabled(torch.is_grad_enabled() and entropy == "differentiable"):
-            if entropy == "none":
-                entropies.append(torch.zeros_like(logprobs[-1]))
-            else:
-                probabilities = logits.softmax(dim=-1)
-                entropies.append(logits.logsumexp(dim=-1) - (probabilities * logits).sum(dim=-1))
+        logits = network.logits(some_hidden)  # (a, V)
+        some, uncertainty, _ = chosen_logprobs(
+            logits, some_chosen, temperature=temperature, entropy=entropy == "detached"
+        )
+        if entropy == "differentiable":
+            each = (logits.float() / temperature).log_softmax(dim=-1)
+            uncertainty = -(each.exp() * each).sum(dim=-1)
+        logprobs.append(some)
+        entropies.append(uncertainty)
     return torch.cat(logprobs)[:num_actions], torch.cat(entropies)[:num_actions]
 
 

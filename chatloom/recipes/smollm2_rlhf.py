@@ -68,7 +68,7 @@ class Amounts:
     max_tokens: int = 64
     reward_epochs: int = 1
     ptx_texts: int = 64
-    iterations: int = 8
+    iterations: int = 9
     episodes: int = 64
     evaluated: int = 145
     held_out_documents: int = 80
@@ -156,7 +156,7 @@ def stages(config: Config) -> dict[str, tuple[Any, Any]]:
                     minibatches=4,
                     recompute_logprobs=False,
                     max_response_tokens=size.max_tokens,
-                    actor_learning_rate=5e-4,
+                    actor_learning_rate=7e-4,
                     critic_learning_rate=5e-4,
                     whiten_rewards=False,
                     clip_value=None,

@@ -25,8 +25,11 @@ _MOST_HELD_OUT = 500
 _DOCUMENTS_AT_ONCE = 1_000
 
 
-def adapt(stage: Run, model: Decoder, adaptation: AdapterConfig, *, base: str) -> None:
+def adapt(stage: Run, model: Decoder, adaptation: AdapterConfig, *, base: str, dtype: str = "fp32") -> None:
     """Put the adapter on a model that was opened from `base`, if there is to be one.
+
+    `dtype` is that of all products with the model's matrices: what is not trained is kept in it, unless the adapter is
+    to be merged into it at the end.
 
     ValueError for a model that has virtual tokens already: they cannot be merged, so nothing can be trained on top.
     """
@@ -37,6 +40,8 @@ def adapt(stage: Run, model: Decoder, adaptation: AdapterConfig, *, base: str) -
         )
     adapters.attach(model, adaptation, names=models.stored_names(model))
     if adaptation.adapter is not None:
+        if dtype != "fp32" and not adaptation.adapter_merge:
+            adapters.hold_frozen(model, runtime.pick_dtype(dtype))
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         stage.say(f"{adaptation.adapter}: {trained:,} of {models.num_parameters(model):,} parameters are trained")
 
@@ -139,6 +144,9 @@ def fit(
     trainer = Trainer(model, objective, train, total_steps=total_steps, run_folder=stage.folder, callbacks=callbacks)
     if trainer.resume():
         stage.say(f"going on from step {trainer.step_index} of {total_steps}")
+    elif evaluate is not None and train.evaluate_at_start:
+        at_start = {name.replace("validation/", "before/"): value for name, value in evaluate().items()}
+        stage.say("before training: " + ", ".join(f"{name} {value:.3f}" for name, value in at_start.items()))
     last = trainer.run(loader) or read_metrics(stage.folder / "metrics.jsonl")[-1]  # a kill came after the last step
     if trainer.ema is not None:
         trainer.ema.copy_to_model()

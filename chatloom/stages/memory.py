@@ -147,6 +147,7 @@ def supervised(config: DecoderConfig, *, rows: int, length: int, dtype: str, ada
     with _rehearsal() as live:
         model = _evenly_routed(models.build(config))
         adapters.attach(model, adaptation, names=models.stored_names(model))
+        _hold_frozen(model, adaptation, dtype)
         kept = _averages(model)
         live.peak = live.now
         tokens = _tokens(rows, length)
@@ -164,10 +165,12 @@ def reinforced(config: DecoderConfig, *, rows: int, length: int, dtype: str, ada
 
     With an adapter they share one copy of the weights, as where the reward model is an adapter of the policy's base.
     """
-    rollout = inference(config, rows=rows, length=length, dtype=torch.float32)
-    weights_of_one = 4 * sum(each.numel() for each in _shapes(config).parameters())
+    rollout = inference(config, rows=rows, length=length, dtype=runtime.pick_dtype(dtype))
+    if dtype == "fp32":  # decoded from the policy's own weights; else from a copy of its matrices in that type
+        rollout -= 4 * models.num_parameters(_shapes(config))
     with _rehearsal() as live:
         policy, critic, *resting = _networks(config, adaptation)
+        _hold_frozen(policy, adaptation, dtype)
         kept = [*_averages(policy), *_averages(critic)]
         at_rest = live.peak = live.now
         fields = ("old_logprobs", "advantages", "old_values", "returns")
@@ -187,7 +190,7 @@ def reinforced(config: DecoderConfig, *, rows: int, length: int, dtype: str, ada
             del loss
         peak = live.peak
         del resting, kept
-    return max(peak, at_rest + rollout - weights_of_one)
+    return max(peak, at_rest + rollout)
 
 
 class _InRows(nn.Module):
@@ -227,6 +230,11 @@ def _networks(config: DecoderConfig, adaptation: AdapterConfig) -> tuple[Decoder
     rewarded, critic = RewardModel(adapted[0]), ValueModel(adapted[1])
     rewarded.requires_grad_(False)
     return policy, critic, reference, rewarded
+
+
+def _hold_frozen(model: Decoder, adaptation: AdapterConfig, dtype: str) -> None:
+    if adaptation.adapter is not None and dtype != "fp32":
+        adapters.hold_frozen(model, runtime.pick_dtype(dtype))
 
 
 def _evenly_routed(model: Decoder) -> Decoder:

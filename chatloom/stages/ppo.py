@@ -52,6 +52,7 @@ _SAID_BY_PPO = {
     "max_loss_patience": "neither loss is in nats",
     "log_every_steps": "every iteration is logged",
     "evaluate_every_steps": "nothing is evaluated on the way",
+    "evaluate_at_start": "nothing is evaluated on the way",
     **dict.fromkeys(
         ("muon_learning_rate", "muon_weight_decay", "muon_momentum", "muon_momentum_steps"), "it has no Muon"
     ),
@@ -111,7 +112,8 @@ def run(config: Config) -> dict[str, Any]:
     pretrained = checkpoint.load_pretrained(config.model, dtype="fp32", device=device)
     policy, chat = pretrained.model, pretrained.chat
     rewarded = _reward_model(stage, config, policy, device)
-    adapt(stage, policy, config.adaptation, base=config.model)
+    held = config.train.dtype if config.rollout_dtype == config.train.dtype else "fp32"
+    adapt(stage, policy, config.adaptation, base=config.model, dtype=held)
     if rewarded.chat.tokenizer.digest() != chat.tokenizer.digest():
         raise ValueError(
             f"{config.reward} and {config.model} have different tokenizers; train the reward model from it"

@@ -77,7 +77,7 @@ def run(config: Config) -> dict[str, Any]:
     device = runtime.pick_device()
     pretrained = checkpoint.load_pretrained(config.model, dtype="fp32", device=device)
     chat = pretrained.chat
-    adapt(stage, pretrained.model, config.adaptation, base=config.model)
+    adapt(stage, pretrained.model, config.adaptation, base=config.model, dtype=config.train.dtype)
     model = RewardModel(pretrained.model).to(device)
     initialise_reward_head(model, config.head)
     comparisons, held_out = _read(config)
@@ -180,12 +180,15 @@ def _read(config: Config) -> tuple[Any, list[Comparison]]:
     return split_off(comparisons, one_in=10)
 
 
-def _conversations(comparisons: Sequence[Comparison]) -> list[Conversation]:
-    return [
+def _answered(comparisons: Sequence[Comparison]) -> tuple[list[Conversation], list[bool]]:
+    """Every answer with its prompt, and whether it ended by itself."""
+    conversations = [
         (*comparison.prompt, Message("assistant", response))
         for comparison in comparisons
         for response in comparison.responses
     ]
+    stopped = [each for comparison in comparisons for each in comparison.stopped or [True] * len(comparison.responses)]
+    return conversations, stopped
 
 
 def _normalise(model: RewardModel, comparisons: Sequence[Comparison], chat: ChatFormat, train: TrainConfig) -> None:
@@ -193,12 +196,14 @@ def _normalise(model: RewardModel, comparisons: Sequence[Comparison], chat: Chat
     reader = RewardModelReward(model, chat, dtype=train.dtype)
     answers = list(accumulate(len(comparison.responses) for comparison in comparisons))
     enough = bisect_left(answers, _NORMALISED_OVER) + 1
-    normalise(model, scores=reader.raw_scores(_conversations(comparisons[:enough])))
+    conversations, stopped = _answered(comparisons[:enough])
+    normalise(model, scores=reader.raw_scores(conversations, stopped=stopped))
 
 
 def _groups(comparisons: Sequence[Comparison], chat: ChatFormat) -> list[Group]:
-    """Each comparison's conversations, up to and with the end of the answer's turn."""
-    samples = scored_samples(chat, _conversations(comparisons))
+    """Each comparison's conversations, up to and with the end of the answer's turn if it got that far."""
+    conversations, stopped = _answered(comparisons)
+    samples = scored_samples(chat, conversations, stopped=stopped)
     groups, at = [], 0
     for comparison in comparisons:
         size = len(comparison.responses)

@@ -76,7 +76,7 @@ def run(config: Config) -> dict[str, Any]:
     runtime.seed_everything(config.train.seed)
     pretrained = checkpoint.load_pretrained(config.model, dtype="fp32", device=runtime.pick_device())
     model, chat = pretrained.model, _chat(config, pretrained.chat)
-    adapt(stage, model, config.adaptation, base=config.model)
+    adapt(stage, model, config.adaptation, base=config.model, dtype=config.train.dtype)
     conversations, held_out = _read(config)
     for note in conversations.notes:
         stage.say(note)

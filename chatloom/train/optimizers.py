@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.optim.adamw import adamw
 
 from chatloom.train.train_config import TrainConfig
@@ -140,6 +141,9 @@ class MuonAdamW:
             eps=group["eps"],
             maximize=False,
         )
+        # The fused kernel does not say that it wrote, and an engine would go on with the old weights.
+        for parameter in parameters.values():
+            increment_version(parameter)
 
     def _muon(self, group: dict[str, Any], parameters: dict[str, nn.Parameter]) -> None:
         warm = min(self.num_updates / max(1, group["momentum_steps"]), 1.0)

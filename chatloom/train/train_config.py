@@ -73,6 +73,8 @@ class TrainConfig:
     keep_checkpoints: int = 1
     log_every_steps: int = 1
     evaluate_every_steps: int = 100
+    # Measure the held-out loss before the first update too: what there was to gain on a model that exists already.
+    evaluate_at_start: bool = False
     # Also write TensorBoard event files (needs `pip install "chatloom[tensorboard]"`).
     tensorboard: bool = False
     # Stop when the loss is above this many times its running average (taken as at least 1) for several updates in a

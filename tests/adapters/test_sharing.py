@@ -62,6 +62,22 @@ def test_one_copy_of_the_base(family: str) -> None:
     assert not reference.training
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_frozen_may_be_held_in_the_type_of_the_products(kind: str) -> None:
+    policy, reference, _, critic = parts(tiny("llama"), KINDS[kind])
+    stir(policy)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        before = [model(some_tokens()) for model in (policy, reference, critic)]
+        adapters.hold_frozen(policy, torch.bfloat16)
+        after = [model(some_tokens()) for model in (policy, reference, critic)]
+    assert all(torch.equal(a, b) for a, b in zip(before, after))
+    matrix = policy.get_parameter("blocks.0.attention.query.weight")
+    assert matrix.dtype == (torch.float32 if kind == "dora" else torch.bfloat16)
+    assert matrix.data_ptr() == critic.trunk.get_parameter("blocks.0.attention.query.weight").data_ptr()
+    trained = {parameter.dtype for parameter in policy.parameters() if parameter.requires_grad}
+    assert trained == {torch.float32}
+
+
 def test_memory_of_everything_is_at_most_1_6_times_the_base() -> None:
     """A model of 135 million parameters (SmolLM2's shape), rank 16 on every layer, on the meta device.
 

@@ -45,6 +45,20 @@ SAME = {
 }
 
 
+def test_an_answer_that_was_cut_is_told_from_one_that_ended(tmp_path):
+    responses = [
+        {"text": "yes", "rank": 1, "finish_reason": "length"},
+        {"text": "yes", "rank": 0, "finish_reason": "stop"},
+        {"text": "no", "rank": 2},
+    ]
+    path = tmp_path / "ranked.jsonl"
+    path.write_text(json.dumps({"prompt": "Well?", "responses": responses}), encoding="utf-8")
+    [comparison] = read_comparisons(path)
+    assert comparison.responses == ("yes", "yes", "no")
+    assert comparison.stopped == (False, True, True)
+    assert comparison.ranks == (1, 0, 2)
+
+
 @pytest.mark.parametrize("name", SAME)
 def test_every_format_gives_the_same_comparison(tmp_path, name):
     comparisons = read(tmp_path, SAME[name])

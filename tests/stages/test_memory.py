@@ -1,6 +1,7 @@
 """The estimate of `chatloom doctor` against real steps: within 15 % of the most that was alive at a time."""
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -75,19 +76,22 @@ def test_supervised(name: str, shape: tuple[int, int]) -> None:
         assert guess == pytest.approx(live.peak, rel=0.15)
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_lora(name: str) -> None:
+def test_lora(name: str, dtype: Any) -> None:
     config = CONFIGS[name]
     model = build(config)
     adapters.attach(model, LORA, names=stored_names(model))
-    trainer = Trainer(model, causal_lm, TrainConfig(), total_steps=4)
+    if dtype == "bf16":
+        adapters.hold_frozen(model, torch.bfloat16)
+    trainer = Trainer(model, causal_lm, TrainConfig(dtype=dtype), total_steps=4)
     with counted(model) as live:
         for _ in range(2):
             batch = batch_of(4, 64)
             trainer.step([batch | {"targets": batch["tokens"]}])
-    guess = memory.supervised(config, rows=4, length=64, dtype="fp32", adaptation=LORA)
+    guess = memory.supervised(config, rows=4, length=64, dtype=dtype, adaptation=LORA)
     assert guess == pytest.approx(live.peak, rel=0.15)
-    assert guess < memory.supervised(config, rows=4, length=64, dtype="fp32")
+    assert guess < memory.supervised(config, rows=4, length=64, dtype=dtype)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -116,21 +120,28 @@ def networks(config: DecoderConfig, adaptation: AdapterConfig) -> tuple[Decoder,
     return policy, critic_from(rewarded, "zero"), _reference(policy), rewarded.requires_grad_(False)
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("adaptation", [AdapterConfig(), LORA], ids=["all", "lora"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_reinforced(shape: tuple[int, int], adaptation: AdapterConfig) -> None:
+def test_reinforced(shape: tuple[int, int], adaptation: AdapterConfig, dtype: Any) -> None:
     config, options = CONFIGS["llama"], PPOConfig()
     policy, critic, *resting = networks(config, adaptation)
-    actor_trainer = Trainer(policy, actor_objective(options), BASE, total_steps=4)
-    critic_trainer = Trainer(critic, critic_objective(options), BASE, total_steps=4)
+    if dtype == "bf16" and adaptation.adapter is not None:
+        adapters.hold_frozen(policy, torch.bfloat16)
+    engine = Engine(policy, byte_tokenizer(), autocast=dtype)
+    prompts = torch.randint(0, 256, (shape[0], shape[1] - 4)).tolist()
+    base = replace(BASE, dtype=dtype)
+    actor_trainer = Trainer(policy, actor_objective(options), base, total_steps=4)
+    critic_trainer = Trainer(critic, critic_objective(options), base, total_steps=4)
     every = torch.ones(shape, dtype=torch.bool)
     numbers = {name: torch.zeros(shape) for name in ("old_logprobs", "advantages", "old_values", "returns")}
     with counted(policy, critic, *resting) as live:
         for _ in range(2):
             batch = batch_of(*shape, actions=every, **numbers)
+            engine.generate(prompts, SamplingParams(max_tokens=4, temperature=1.0, seed=0))
             actor_trainer.step([batch])
             critic_trainer.step([batch])
-    guess = memory.reinforced(config, rows=shape[0], length=shape[1], dtype="fp32", adaptation=adaptation)
+    guess = memory.reinforced(config, rows=shape[0], length=shape[1], dtype=dtype, adaptation=adaptation)
     assert guess == pytest.approx(live.peak, rel=0.15)
 
 

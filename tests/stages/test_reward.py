@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from chatloom import checkpoint
+from chatloom.chat.message import Message
 from chatloom.data.loader import GroupLoader
-from chatloom.data.preference import read_comparisons
+from chatloom.data.preference import Comparison, read_comparisons
 from chatloom.stages import reward
 from chatloom.train.metrics import read_metrics
 
@@ -53,3 +54,12 @@ def test_the_run_shows_them(quickstart: Path) -> None:
     assert (quickstart / "reward" / "calibration.svg").read_text(encoding="utf-8").startswith("<svg")
     last = read_metrics(quickstart / "reward" / "metrics.jsonl")[-1]
     assert 0 <= last["validation/calibration_error"] <= 1
+
+
+def test_an_answer_that_was_cut_is_read_without_an_end(quickstart: Path) -> None:
+    chat = checkpoint.load_reward(quickstart / "reward").chat
+    prompt = (Message("user", "Well?"),)
+    ended, cut = (Comparison(prompt, ("yes", "no"), (0, 1), stopped) for stopped in ((), (True, False)))
+    [one], [other] = reward._groups([ended], chat), reward._groups([cut], chat)
+    assert one.samples[0].tokens.tolist() == other.samples[0].tokens.tolist()
+    assert one.samples[1].tokens.tolist()[:-1] == other.samples[1].tokens.tolist()

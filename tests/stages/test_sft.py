@@ -1,6 +1,7 @@
 """Fine-tuning a base model from elsewhere, whose tokenizer knows an end of text and nothing of who speaks."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from chatloom.chat.message import Message
 from chatloom.chat.render import ChatFormat
 from chatloom.models import gpt2
 from chatloom.tokenizers.bpe import Tokenizer
+from chatloom.train.metrics import read_metrics
 
 TURNS = (Message("user", "Who bakes?"), Message("assistant", "Ada."), Message("user", "And?"))
 
@@ -62,3 +64,14 @@ def test_the_plain_template_goes_with_the_model(base: Path, tmp_path: Path) -> N
     asked = "### user:\nWho bakes?\n### assistant:\nAda.<|endoftext|>### user:\nAnd?\n### assistant:\n"
     assert opened.tokenizer.decode(tokens, skip_special=False) == asked
     assert opened.chat_format.stop_tokens == (opened.tokenizer.eos,)
+
+
+def test_the_loss_before_training_is_that_of_the_model_given(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--chat-template", "plain", "--learning-rate", "1e-9", "--evaluate-at-start")
+    assert sft(base, tmp_path, *options) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    [before] = re.findall(r"before training: before/loss ([0-9.]+)", said)
+    last = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert float(before) == pytest.approx(last["validation/loss"], abs=2e-3)

@@ -45,6 +45,17 @@ def test_only_matrices_decay() -> None:
     assert any("bias" in name for name in names_of(optimizer, weight_decay=0.0))
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_every_step_is_seen(name: str) -> None:
+    model = build(TINY)
+    optimizer = build_optimizer(model, TrainConfig(optimizer=name))  # type: ignore[arg-type]
+    for seed in range(2):
+        set_gradients(model, seed)
+        before = {name: parameter._version for name, parameter in model.named_parameters()}
+        optimizer.step()
+        assert all(parameter._version > before[name] for name, parameter in model.named_parameters())
+
+
 def test_frozen_parameters_are_left_out() -> None:
     model = build(TINY)
     model.embedding.requires_grad_(False)

@@ -1,0 +1,96 @@
+"""What the text of an answer may be: JSON, JSON of a schema, a regular expression, one of some choices, a tool call.
+
+Plain data that a request carries (`SamplingParams.grammar`). This file imports no torch and compiles nothing;
+`structured` does.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+Kind = Literal["json", "json_schema", "regex", "choice", "tool_call"]
+
+MAX_CHARACTERS = 200_000  # of a schema or an expression: compiling one takes a second at most
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """The texts that an answer may be. Made by the methods named as the kinds; a stop string still cuts the text."""
+
+    kind: Kind
+    # The expression itself, or the JSON text of the schema, the choices or the tools.
+    source: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"the kind of grammar is {self.kind!r}; it must be one of {', '.join(get_args(Kind))}")
+        if len(self.source) > MAX_CHARACTERS:
+            raise ValueError(
+                f"the grammar has {len(self.source)} characters and may have {MAX_CHARACTERS}; make it smaller"
+            )
+
+    @classmethod
+    def json(cls) -> "Grammar":
+        """Any JSON object."""
+        return cls("json", '{"type": "object"}')
+
+    @classmethod
+    def json_schema(cls, schema: Mapping[str, Any] | str) -> "Grammar":
+        """JSON that a JSON Schema describes, given as a mapping or as its text."""
+        if isinstance(schema, str):
+            try:
+                schema = json.loads(schema)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise ValueError(f"the JSON schema is not JSON: {error}") from None
+        return cls("json_schema", _text("the JSON schema", _mapping("the JSON schema", schema)))
+
+    @classmethod
+    def regex(cls, pattern: str) -> "Grammar":
+        """A text that the whole of a regular expression matches (no look-around, no references back)."""
+        if not isinstance(pattern, str) or not pattern:
+            raise ValueError(f"the regular expression is {pattern!r}; it must be a string that is not empty")
+        return cls("regex", pattern)
+
+    @classmethod
+    def choice(cls, options: Sequence[str]) -> "Grammar":
+        """One of some texts."""
+        fine = not isinstance(options, str) and len(options) > 0
+        if not fine or not all(isinstance(option, str) and option for option in options):
+            raise ValueError(f'the choices are {options!r:.80}; give strings that are not empty, such as ["yes", "no"]')
+        return cls("choice", json.dumps(list(options), ensure_ascii=False))
+
+    @classmethod
+    def tool_call(cls, tools: Sequence[Mapping[str, Any]], *, before: str = "", after: str = "") -> "Grammar":
+        """A call of one of some tools: `{"name": ..., "arguments": {...}}`.
+
+        Args:
+            tools: as chat APIs take them, `{"type": "function", "function": {"name", "parameters"}}`, or the inner
+                mapping alone; `parameters` is a JSON schema, any object where it is missing.
+            before: what a model is trained to write before the object, such as "<tool_call>\\n".
+            after: and after it.
+        """
+        if isinstance(tools, (str, Mapping)) or not tools:
+            raise ValueError(f"tools is {tools!r:.80}; give a list of one tool at least")
+        known: dict[str, Any] = {}
+        for index, tool in enumerate(tools):
+            inner = _mapping(f"tool {index}", tool)
+            inner = _mapping(f"tool {index}", inner.get("function", inner))
+            name = inner.get("name")
+            if not isinstance(name, str) or not name or name in known:
+                raise ValueError(f"the name of tool {index} is {name!r}; it must be a string that no other tool has")
+            known[name] = _mapping(f"parameters of tool {name!r}", inner.get("parameters", {"type": "object"}))
+        return cls("tool_call", _text("the tools", {"tools": known, "before": before, "after": after}))
+
+
+def _mapping(what: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{what} is {value!r:.80}; it must be a JSON object")
+    return dict(value)
+
+
+def _text(what: str, value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{what} cannot be written as JSON: {error}") from None

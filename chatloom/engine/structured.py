@@ -1,0 +1,252 @@
+"""Grammars at work: which tokens may come next, so that an answer is a text of its grammar.
+
+`llguidance` compiles a grammar and keeps, for every request, a parser over the bytes written so far; of each token it
+says whether its bytes can go on. It is Earley's parser over derivatives of regular expressions, computed as they are
+needed, and counts its steps: a hostile grammar is an error and not a wait.
+
+* A stop token may come exactly where the grammar may end, whatever else the token is. Where nothing else could come,
+  the answer ends by itself.
+* No other special token may come.
+* Masks are computed in a thread while the model runs. They depend on the request's own tokens alone.
+"""
+
+import json
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chatloom.engine.grammar import Grammar
+from chatloom.tokenizers.bpe import Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+_NUM_KEPT = 64  # compiled grammars
+_MOST_TRIES = 100  # to find the part of a schema that an error is about
+# Small models like to write blanks for ever, so there may be one, or a line end and an indentation.
+_LAYOUT = {"whitespace_pattern": r" ?|\n {0,16}"}
+# Where a JSON schema has schemas: in a mapping, in a list, or itself.
+_IN_MAPPINGS = ("$defs", "definitions", "properties", "patternProperties")
+_IN_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_SINGLE = ("items", "additionalProperties", "not", "if", "then", "else")
+
+
+class Matcher:
+    """One request's place in its grammar."""
+
+    def __init__(
+        self, parser: "LLMatcher", *, num_tokens: int, ends: Sequence[int], never: Sequence[int], pool: Executor
+    ) -> None:
+        """`ends` are the tokens that end it, `never` those that nobody may write; `num_tokens` is the vocabulary."""
+        self.pool = pool  # where masks are computed
+        self._parser = parser
+        self._num_tokens = num_tokens
+        self._ends = list(ends)
+        self._never = list(never)
+
+    def allowed(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Which tokens may come next, (V,), 1 or 0. ValueError if none may, or the grammar has become too complex."""
+        bits = np.frombuffer(self._parser.compute_bitmask(), dtype=np.uint8)
+        found = np.unpackbits(bits, bitorder="little")[: self._num_tokens]
+        found[self._never] = 0
+        found[self._ends] = self._parser.is_accepting()
+        problem = self._parser.get_error()
+        if problem and "NoExtension" not in problem:
+            raise ValueError(f"the grammar became too complex: {_first_line(problem)}")
+        if not found.any():
+            raise ValueError("the grammar cannot go on: no token of the vocabulary may come next; use a wider one")
+        return found
+
+    def take(self, token: int) -> bool:
+        """Go on by a token that was allowed and ends nothing; returns whether nothing may follow it."""
+        taken = self._parser.consume_token(token)
+        return taken and self._parser.is_stopped()
+
+
+def begin(matchers: Sequence[Matcher | None]) -> Callable[[], dict[int, Tensor | ValueError]]:
+    """Start to compute what may come next; the result waits for it: a mask (V,) by place, or what went wrong."""
+    present = {place: matcher for place, matcher in enumerate(matchers) if matcher is not None}
+    if not present:
+        return dict
+    pool = next(iter(present.values())).pool
+    return pool.submit(lambda: {place: _mask(matcher) for place, matcher in present.items()}).result
+
+
+class Grammars:
+    """The grammars of one tokenizer, compiled once."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        """`vocab_size` is the model's: tokens that only it has are never written. ValueError without `llguidance`."""
+        self._guidance = _llguidance()
+        special = tokenizer.special
+        self._never = [number for number in special.values() if number < vocab_size]
+        self._vocab_size = vocab_size
+        self._tokenizer = self._guidance.LLTokenizer(
+            tokenizer.serialized,
+            n_vocab=max(vocab_size, tokenizer.vocab_size),
+            eos_token=None if tokenizer.eos_token is None else tokenizer.eos,
+        )
+        self._never += [token for token in self._tokenizer.eos_tokens if token < vocab_size]
+        self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
+        self._one_at_a_time = threading.Lock()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+
+    def matcher(self, grammar: Grammar, stop_tokens: Sequence[int]) -> Matcher:
+        """The beginning of a grammar. ValueError, which names the place, for one that is wrong or that nothing fits."""
+        with self._one_at_a_time:
+            if grammar not in self._compiled:
+                self._compiled[grammar] = self._compile(grammar)
+            self._compiled.move_to_end(grammar)
+            if len(self._compiled) > _NUM_KEPT:
+                self._compiled.popitem(last=False)
+            parser = self._compiled[grammar].deep_copy()
+        return self._begun(parser, stop_tokens)
+
+    def _compile(self, grammar: Grammar) -> "LLMatcher":
+        written = self._written(grammar)
+        parser = self._parser(written)
+        if parser.is_error():
+            raise ValueError(self._explained(grammar, parser.get_error()))
+        self._begun(parser, ()).allowed()  # something must fit
+        return parser
+
+    def _begun(self, parser: "LLMatcher", ends: Sequence[int]) -> Matcher:
+        return Matcher(parser, num_tokens=self._vocab_size, ends=ends, never=self._never, pool=self._pool)
+
+    def _parser(self, written: str) -> "LLMatcher":
+        limits = self._guidance.LLParserLimits(verbose_errors=False)
+        parser: LLMatcher = self._guidance.LLMatcher(self._tokenizer, written, log_level=0, limits=limits)
+        return parser
+
+    def _written(self, grammar: Grammar) -> str:
+        """The grammar as the parser reads it."""
+        matcher, source = self._guidance.LLMatcher, grammar.source
+        if grammar.kind == "regex":
+            written: str = matcher.grammar_from_regex(source)
+        elif grammar.kind == "choice":
+            written = matcher.grammar_from_regex("|".join(map(_literal, json.loads(source))))
+        elif grammar.kind == "tool_call":
+            asked = json.loads(source)
+            parts = [json.dumps(asked["before"]), "call", json.dumps(asked["after"])]
+            start = " ".join(part for part in parts if part != '""')
+            schema = json.dumps({"anyOf": _calls(asked["tools"]), "x-guidance": _LAYOUT})
+            written = matcher.grammar_from_lark(f"start: {start}\ncall: %json {schema}")
+        else:
+            written = self._of_schema(json.loads(source))
+        return written
+
+    def _of_schema(self, schema: Mapping[str, Any]) -> str:
+        written: str = self._guidance.LLMatcher.grammar_from_json_schema(json.dumps({**schema, "x-guidance": _LAYOUT}))
+        return written
+
+    def _explained(self, grammar: Grammar, message: str) -> str:
+        """An error in the words of who wrote the grammar."""
+        if grammar.kind in ("json", "json_schema"):
+            return self._explained_schema("the JSON schema", json.loads(grammar.source), message)
+        if grammar.kind == "tool_call":
+            for name, schema in json.loads(grammar.source)["tools"].items():
+                own = self._parser(self._of_schema(schema)).get_error()
+                if own:
+                    return self._explained_schema(f"the parameters of tool {name!r}", schema, own)
+            return f"the tools cannot be used: {_first_line(message)}"
+        what = "the regular expression" if grammar.kind == "regex" else "the choices"
+        reason = re.search(r"error: (.*)", message)
+        marked = re.search(r"^    (.*)\n    ( *)\^", message, re.MULTILINE)
+        place = "" if marked is None else f" at character {len(marked[2])} ({grammar.source[len(marked[2]) :]!r:.40})"
+        return f"{what} is wrong{place}: {reason[1] if reason else _first_line(message)}"
+
+    def _explained_schema(self, what: str, schema: Mapping[str, Any], message: str) -> str:
+        """As above, with the smallest part of the schema that has the same error by itself."""
+        place, part, tries = "#", schema, 0
+        message = _cause(message)
+        definitions = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+        found = True
+        while found:
+            found = False
+            for step, inner in _parts(part):
+                tries += 1
+                if tries > _MOST_TRIES:
+                    break
+                if _cause(self._parser(self._of_schema({**definitions, **inner})).get_error()) == message:
+                    place, part, found = f"{place}/{step}", inner, True
+                    break
+        return f"{what} is wrong at {place}: {' '.join(message.split())}"
+
+
+def _llguidance() -> Any:
+    try:
+        import llguidance
+    except ImportError:
+        raise ValueError(
+            'a grammar for the answer takes one more package: pip install "chatloom[structured]"; or ask without it'
+        ) from None
+    return llguidance
+
+
+def _mask(matcher: Matcher) -> Tensor | ValueError:
+    try:
+        return torch.from_numpy(matcher.allowed()).bool()
+    except ValueError as error:
+        return error
+
+
+def _calls(tools: Mapping[str, Any]) -> list[Any]:
+    """The schema of a call of each tool; references within its parameters lead to where they now are."""
+    return [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": name},
+                "arguments": _moved(parameters, f"#/anyOf/{index}/properties/arguments"),
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for index, (name, parameters) in enumerate(tools.items())
+    ]
+
+
+def _moved(part: Any, root: str) -> Any:
+    if isinstance(part, list):
+        return [_moved(each, root) for each in part]
+    if not isinstance(part, dict):
+        return part
+    moved = {key: each if key in ("const", "enum") else _moved(each, root) for key, each in part.items()}
+    reference = moved.get("$ref")
+    if isinstance(reference, str) and reference.startswith("#"):
+        moved["$ref"] = root + reference[1:]
+    return moved
+
+
+def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The schemas right within a schema, and the steps of a JSON pointer to them."""
+    found: list[tuple[str, Any]] = []
+    for key in _IN_MAPPINGS:
+        if isinstance(schema.get(key), dict):
+            found += [(f"{key}/{name}", inner) for name, inner in schema[key].items()]
+    for key in _IN_LISTS:
+        if isinstance(schema.get(key), list):
+            found += [(f"{key}/{index}", inner) for index, inner in enumerate(schema[key])]
+    found += [(key, schema[key]) for key in _SINGLE if key in schema]
+    return ((step, inner) for step, inner in found if isinstance(inner, dict))
+
+
+def _literal(text: str) -> str:
+    """A text as a regular expression."""
+    return "".join(one if one.isalnum() else f"\\x{{{ord(one):x}}}" for one in text)
+
+
+def _cause(message: str) -> str:
+    """An error of a schema without the reference that led to it."""
+    return message.split("while processing json-schema:")[0].strip()
+
+
+def _first_line(message: str) -> str:
+    return next((line.strip() for line in message.splitlines() if line.strip()), "unknown reason")
