@@ -29,26 +29,39 @@ from rich.table import Table
 
 from chatloom import catalogue, checkpoint
 from chatloom.engine.engine import Engine
-from chatloom.engine.quantised import num_bytes
+from chatloom.engine.grammar import Grammar
+from chatloom.engine.quantised import num_bytes, stored_in
 from chatloom.engine.request import SamplingParams
 from chatloom.models import Decoder, llama
 from chatloom.models.weights import to_huggingface
 
 Row = Literal[
-    "one_int4", "one_bf16", "many_bf16", "many_int8", "mixed", "prefill", "prefill_llama_cpp", "prefix"
+    "one_int4", "one_bf16", "many_bf16", "many_int8", "mixed", "prefill", "prefill_llama_cpp", "prefix", "json_schema"
 ]  # fmt: skip
 ROWS: tuple[Row, ...] = (
     *("one_int4", "one_bf16", "many_bf16", "many_int8"),
-    *("mixed", "prefill", "prefill_llama_cpp", "prefix"),
+    *("mixed", "prefill", "prefill_llama_cpp", "prefix", "json_schema"),
 )
 STREAMS = 16
 SHARED = 400  # tokens of the shared beginning
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 24},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "languages": {"type": "array", "items": {"enum": ["English", "German", "French"]}, "maxItems": 3},
+        "address": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+    "required": ["name", "age", "languages", "address"],
+}
+PEOPLE = {"type": "array", "items": PERSON, "minItems": 100}  # longer than any answer here
 
 NOT_ALIKE = """Not alike: llama.cpp is asked through its HTTP server (xllamacpp has nothing else); except in `mixed`,
 its figures are those that the server itself measures, without HTTP. In `mixed` ours is called in the same process and
 answers through `Engine.submit`; llama.cpp's requests are HTTP, a millisecond or two each. Ours: weights as named in
 the row, all else bf16. llama.cpp: Q4_1 weights, 8-bit activations. transformers: `generate`, sdpa, static shapes left
-at their defaults. `prefix` is ours against ours: prompts with {shared} tokens in common, and with nothing in common."""
+at their defaults. `prefix` and `json_schema` are ours against ours: prompts with {shared} tokens in common, and with
+nothing in common; answers held to a schema, and free ones of the same length."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +131,15 @@ class Machine:
 
     def limit(self, model: Decoder, dtype: str, rows: int) -> float:
         """Tokens a second of a step of `rows` tokens that only reads each matrix once and multiplies."""
-        matrices = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
-        matrices += [model.embedding.weight] if model.head is None else []
-        weights = sum(matrix.numel() for matrix in matrices)
-        bytes_read = sum(2 * m.numel() if dtype == "bf16" else num_bytes(dtype, *m.shape) for m in matrices)
+        linear = {path: each for path, each in model.named_modules() if isinstance(each, torch.nn.Linear)}
+        matrices = {path: each.weight for path, each in linear.items()}
+        if model.head is None:
+            matrices["head"] = model.embedding.weight
+        weights = sum(matrix.numel() for matrix in matrices.values())
+        bytes_read = sum(
+            2 * matrix.numel() if dtype == "bf16" else num_bytes(stored_in(path, dtype), *matrix.shape)
+            for path, matrix in matrices.items()
+        )
         rate = self.rates["bf16" if dtype == "bf16" else "int8"]
         return rows / max(bytes_read / self.bandwidth, 2 * weights * rows / rate)
 
@@ -216,11 +234,13 @@ class Bench:
         drawn: list[int] = torch.randint(1000, 40_000, (length,), generator=self._draw).tolist()
         return drawn
 
-    def ours(self, dtype: str, prompts: Sequence[Sequence[int]], num_tokens: int) -> float:
+    def ours(
+        self, dtype: str, prompts: Sequence[Sequence[int]], num_tokens: int, *, grammar: Grammar | None = None
+    ) -> float:
         """Seconds."""
         engine = self.engine(dtype)
         start = time.perf_counter()
-        done = engine.generate(prompts, SamplingParams(max_tokens=num_tokens))
+        done = engine.generate(prompts, SamplingParams(max_tokens=num_tokens, grammar=grammar))
         taken = time.perf_counter() - start
         assert all(len(each.tokens) == num_tokens for each in done)
         return taken
@@ -316,6 +336,18 @@ def prefix(bench: Bench) -> Result:
     return Result(f"{STREAMS} requests, {SHARED} shared tokens, bf16, runs/s", "no reuse", rounds, 5.0)
 
 
+def json_schema(bench: Bench) -> Result:
+    """Answers held to a schema, against free ones."""
+    count, grammar = bench.config.tokens, Grammar.json_schema(PEOPLE)
+
+    def rate(held: Grammar | None) -> float:
+        prompts = [bench.prompt(16) for _ in range(STREAMS)]
+        return STREAMS * count / bench.ours("bf16", prompts, count, grammar=held)
+
+    rounds = in_turn(lambda: rate(grammar), lambda: rate(None), rounds=bench.config.rounds)
+    return Result(f"{STREAMS} streams of a JSON schema, bf16", "free decoding", rounds, 0.9)
+
+
 def mixed(bench: Bench) -> list[Result]:
     """Requests of mixed lengths that arrive over time: tokens a second, and the time to the first token."""
     config = bench.config
@@ -380,6 +412,7 @@ MEASURED: dict[Row, Callable[[Bench], Result | list[Result]]] = {
     "prefill": prefill,
     "prefill_llama_cpp": prefill_llama_cpp,
     "prefix": prefix,
+    "json_schema": json_schema,
 }
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from chatloom import adapters, runtime
 from chatloom.adapters.lora import LoRA
-from chatloom.engine.quantised import Half, Int4, Int8, Matrix, has_own_layout
+from chatloom.engine.quantised import Half, Int4, Int8, Matrix, has_own_layout, stored_in
 from chatloom.engine.weights import modules_of, stamp
 from chatloom.models import Decoder
 from chatloom.nn.attention import Attention
@@ -44,13 +44,13 @@ class Lowered:
     def __init__(self, source: Decoder, dtype: str, *, batch_invariant: bool = True) -> None:
         """`dtype` is "bf16", "fp16", "int8" or "int4"; for `batch_invariant` see `quantised`."""
         self.source = source
-        kinds: dict[str, Callable[..., Matrix]] = {
+        self._dtype = dtype
+        self._kinds: dict[str, Callable[..., Matrix]] = {
             "bf16": partial(Half, dtype=torch.bfloat16),
             "fp16": partial(Half, dtype=torch.float16),
             "int8": Int8,
             "int4": partial(Int4, batch_invariant=batch_invariant),
         }
-        self._kind = kinds[dtype]
         self._structure = _structure(source)
         own = [*source.parameters(), *source.buffers()]
         self.model: Any = copy.deepcopy(source, {id(tensor): tensor for tensor in own}).eval()
@@ -94,7 +94,8 @@ class Lowered:
     def _put(self, parent: str, name: str, parts: Sequence[tuple[nn.Module, LoRA | None]]) -> None:
         weights = [part.get_parameter("weight") for part, _ in parts]
         outputs, inputs = sum(len(weight) for weight in weights), weights[0].shape[1]
-        matrix = self._kind(inputs, outputs, device=weights[0].device)
+        kind = self._kinds[stored_in(name if not parent else f"{parent}.{name}", self._dtype)]
+        matrix = kind(inputs, outputs, device=weights[0].device)
         setattr(self.model.get_submodule(parent), name, matrix)
         self._copies.append(_Copy(matrix, parts))
 

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 GROUP = 32  # inputs that share a scale and an offset in int4; 4 + 32 / 32 = 5 bits a weight
 FEW_ROWS = 4
 _TILE = 16  # int4's operator computes so many outputs at a time
+_FINER = 254  # half a unit of the first part is 127 of the second
 _EXACT = 1024  # a sum of so many products of 8-bit integers is exact in fp32: 1024 * 127 * 127 < 2^24
 
 
@@ -98,7 +99,11 @@ class Half(Matrix):
 
 
 class Int8(Matrix):
-    """8 bits a weight and a scale an output."""
+    """8 bits a weight and a scale an output; activations in as many `parts` of 8 bits."""
+
+    def __init__(self, inputs: int, outputs: int, *, device: torch.device, parts: int = 1) -> None:
+        super().__init__(inputs, outputs, device=device)
+        self.parts = parts
 
     def _pack(self, weight: Tensor) -> None:
         codes, self.scales = rounded_to_int8(weight)
@@ -123,13 +128,15 @@ class Int8(Matrix):
         return self.codes * self.scales[:, None]
 
     def _product(self, rows: Tensor) -> Tensor:
-        rounded, scale = rounded_rows(rows)
+        rounded, scale = rounded_rows(rows, parts=self.parts)
         if self._packed is not None:
             sums: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
                 rounded, 1.0, 128, self._packed
             )
         else:
             sums = integer_product(rounded, self.codes)
+        if self.parts > 1:
+            sums = sums[: len(rows)].add_(sums[len(rows) :].mul_(1 / _FINER))  # two steps: a fused one rounds otherwise
         return sums.mul_(self.scales).mul_(scale)
 
 
@@ -190,11 +197,18 @@ def rounded_to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight / scales[:, None]).round_().to(torch.int8), scales
 
 
-def rounded_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row (N, inputs) as whole numbers of -127 to 127, in fp32, and its scale (N, 1)."""
+def rounded_rows(rows: Tensor, *, parts: int = 1) -> tuple[Tensor, Tensor]:
+    """Each row (N, inputs) as whole numbers of -127 to 127, in fp32, and its scale (N, 1).
+
+    Of two parts, the second half (2 N, inputs) is what rounding left over, in units of a 254th of the scale.
+    """
     wide = rows.float()
     scale = torch.linalg.vector_norm(wide, float("inf"), dim=1, keepdim=True).div_(127).clamp_(min=1e-30)
-    return (wide / scale).round_(), scale
+    whole = wide / scale
+    if parts == 1:
+        return whole.round_(), scale
+    rounded = whole.round()
+    return torch.cat((rounded, whole.sub_(rounded).mul_(_FINER).round_())), scale
 
 
 def integer_product(rounded: Tensor, codes: Tensor) -> Tensor:
@@ -275,6 +289,11 @@ def has_own_layout(device: torch.device) -> bool:
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def stored_in(path: str, dtype: str) -> str:
+    """The type of a matrix in a model of `dtype`: the vocabulary's stays at 8 bits in int4."""
+    return "int8" if (path, dtype) == ("head", "int4") else dtype
 
 
 def num_bytes(dtype: str, outputs: int, inputs: int) -> int:

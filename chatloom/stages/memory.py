@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from chatloom import adapters, models, runtime
 from chatloom.adapters import AdapterConfig
-from chatloom.engine.quantised import num_bytes
+from chatloom.engine.quantised import num_bytes, stored_in
 from chatloom.models import Decoder, DecoderConfig, RewardModel, ValueModel
 from chatloom.nn.experts import Experts
 from chatloom.objectives import Loss, ppo
@@ -109,10 +109,11 @@ def quantised_copies(config: DecoderConfig, dtype: str) -> int:
     """Bytes of the matrices that decoding in "int8" or "int4" reads."""
     model = _shapes(config)
     kept = {id(module.router) for module in model.modules() if isinstance(module, Experts)}
-    weights = [each.weight for each in model.modules() if isinstance(each, nn.Linear) and id(each) not in kept]
+    linear = {path: each for path, each in model.named_modules() if isinstance(each, nn.Linear)}
+    weights = {path: each.weight for path, each in linear.items() if id(each) not in kept}
     if model.head is None:
-        weights.append(model.embedding.weight)
-    return sum(num_bytes(dtype, *weight.shape) for weight in weights)
+        weights["head"] = model.embedding.weight
+    return sum(num_bytes(stored_in(path, dtype), *weight.shape) for path, weight in weights.items())
 
 
 @contextlib.contextmanager
