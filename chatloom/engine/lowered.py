@@ -22,11 +22,13 @@ from torch import Tensor, nn
 from chatloom import adapters, runtime
 from chatloom.adapters.lora import LoRA
 from chatloom.engine.quantised import Half, Int4, Int8, Matrix, has_own_layout, stored_in
-from chatloom.engine.weights import modules_of, stamp
+from chatloom.engine.weights import modules_of, stamp, version
 from chatloom.models import Decoder
 from chatloom.nn.attention import Attention
 from chatloom.nn.experts import Experts
 from chatloom.nn.feedforward import SwiGLU
+
+_NUM_ROWS, _LENGTH = 2, 128  # of the random tokens that show how large the inputs of a matrix get
 
 
 @dataclass
@@ -36,6 +38,19 @@ class _Copy:
     matrix: Matrix
     parts: Sequence[tuple[nn.Module, LoRA | None]]
     filled: Hashable = None
+
+    def now(self) -> Hashable:
+        """Equal as long as nothing was changed that it is made of."""
+        tensors = [tensor for module, _ in self.parts for tensor in module.parameters()]
+        return tuple(map(stamp, tensors)), tuple(lora is not None and lora.enabled for _, lora in self.parts)
+
+    def fill(self) -> None:
+        """Join the parts' weights as they are now."""
+        self.filled = self.now()
+        weights = [_weight(module, lora) for module, lora in self.parts]
+        biases: list[Any] = [getattr(module, "bias", None) for module, _ in self.parts]
+        bias = None if biases[0] is None else torch.cat(biases)
+        self.matrix.fill(torch.cat(weights) if len(weights) > 1 else weights[0], bias)
 
 
 class Lowered:
@@ -55,6 +70,8 @@ class Lowered:
         own = [*source.parameters(), *source.buffers()]
         self.model: Any = copy.deepcopy(source, {id(tensor): tensor for tensor in own}).eval()
         self._copies: list[_Copy] = []
+        self._evened: list[tuple[Int8, _Copy]] = []
+        self._version: Hashable = None
         loras = adapters.loras(source)
         for path, module in source.named_modules():
             if isinstance(module, Attention):
@@ -94,23 +111,48 @@ class Lowered:
     def _put(self, parent: str, name: str, parts: Sequence[tuple[nn.Module, LoRA | None]]) -> None:
         weights = [part.get_parameter("weight") for part, _ in parts]
         outputs, inputs = sum(len(weight) for weight in weights), weights[0].shape[1]
-        kind = self._kinds[stored_in(name if not parent else f"{parent}.{name}", self._dtype)]
-        matrix = kind(inputs, outputs, device=weights[0].device)
+        dtype = stored_in(name if not parent else f"{parent}.{name}", self._dtype)
+        options: dict[str, Any] = {"parts": 2} if dtype == "int8" and name == "down" else {}
+        matrix = self._kinds[dtype](inputs, outputs, device=weights[0].device, **options)
         setattr(self.model.get_submodule(parent), name, matrix)
         self._copies.append(_Copy(matrix, parts))
+        if isinstance(matrix, Int8) and name not in ("down", "output"):  # what they read was not normalised
+            self._evened.append((matrix, self._copies[-1]))
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Make the copies anew of what has changed since they were made."""
+        now = version(self.source)
+        if now == self._version:
+            return
+        self._version = now
+        for matrix, made in self._evened:  # what they read may have changed with anything
+            matrix.largest, made.filled = None, None
         for made in self._copies:
-            tensors = [tensor for module, _ in made.parts for tensor in module.parameters()]
-            now = tuple(map(stamp, tensors)), tuple(lora is not None and lora.enabled for _, lora in made.parts)
-            if made.filled != now:
-                weights = [_weight(module, lora) for module, lora in made.parts]
-                biases: list[Any] = [getattr(module, "bias", None) for module, _ in made.parts]
-                bias = None if biases[0] is None else torch.cat(biases)
-                made.matrix.fill(torch.cat(weights) if len(weights) > 1 else weights[0], bias)
-                made.filled = now
+            if made.filled != made.now():
+                made.fill()
+        if self._evened:
+            self._even()
+
+    def _even(self) -> None:
+        """Fill matrices anew, going by how large each of their inputs gets for random tokens."""
+        found: dict[Int8, Tensor] = {}
+
+        def note(matrix: Any, args: tuple[Tensor, ...]) -> None:
+            if args[0].numel():  # not an expert that nobody chose
+                largest = args[0].float().abs().flatten(0, -2).amax(0)
+                found[matrix] = torch.maximum(found[matrix], largest) if matrix in found else largest
+
+        hooks = [matrix.register_forward_pre_hook(note) for matrix, _ in self._evened]
+        config, generator = self.source.config, torch.Generator().manual_seed(0)
+        shape = _NUM_ROWS, min(_LENGTH, config.context_length)
+        tokens = torch.randint(config.vocab_size, shape, generator=generator)
+        self.model(tokens.to(self.source.embedding.weight.device))
+        for hook in hooks:
+            hook.remove()
+        for matrix, made in self._evened:
+            matrix.largest = found.get(matrix)
+            made.fill()
 
 
 def _weight(module: nn.Module, lora: LoRA | None) -> Tensor:

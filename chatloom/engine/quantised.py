@@ -99,14 +99,16 @@ class Half(Matrix):
 
 
 class Int8(Matrix):
-    """8 bits a weight and a scale an output; activations in as many `parts` of 8 bits."""
+    """8 bits a weight and a scale an output; activations in `parts` (1 or 2) of 8 bits."""
 
     def __init__(self, inputs: int, outputs: int, *, device: torch.device, parts: int = 1) -> None:
         super().__init__(inputs, outputs, device=device)
         self.parts = parts
+        self.largest: Tensor | None = None  # how large each input gets (inputs,), for `fill` to go by; None: not known
 
     def _pack(self, weight: Tensor) -> None:
-        codes, self.scales = rounded_to_int8(weight)
+        self._factors = None if self.largest is None else evening(self.largest, weight)
+        codes, self.scales = rounded_to_int8(weight if self._factors is None else weight / self._factors)
         self._codes: Tensor | None = None
         self._packed: Any = None
         if _int8_operator(self.device.type):
@@ -124,10 +126,13 @@ class Int8(Matrix):
         return codes
 
     def dequantised(self) -> Tensor:
-        """Codes times scales."""
-        return self.codes * self.scales[:, None]
+        """Codes times scales, and what its inputs are multiplied by."""
+        weight = self.codes * self.scales[:, None]
+        return weight if self._factors is None else weight * self._factors
 
     def _product(self, rows: Tensor) -> Tensor:
+        if self._factors is not None:
+            rows = rows * self._factors  # in fp32
         rounded, scale = rounded_rows(rows, parts=self.parts)
         if self._packed is not None:
             sums: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
@@ -159,7 +164,7 @@ class Int4(Matrix):
         else:
             self._packed = codes[:, ::2] | codes[:, 1::2] << 4
         if not self.batch_invariant:
-            self._many = Int8(self.in_features, self.out_features, device=self.device)
+            self._many = Int8(self.in_features, self.out_features, device=self.device, parts=2)
             self._many.fill(dequantised_int4(codes, self.scales)[: self.out_features, : self.in_features], None)
 
     def dequantised(self) -> Tensor:
@@ -195,6 +200,12 @@ def rounded_to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Codes (outputs, inputs) of -127 to 127 and a scale for each output."""
     scales = (weight.abs().amax(1) / 127).clamp(min=1e-30)
     return (weight / scales[:, None]).round_().to(torch.int8), scales
+
+
+def evening(largest: Tensor, weight: Tensor) -> Tensor:
+    """Factors (inputs,) of the inputs, and divisors of their weights (Xiao et al. 2023, eq. 4 with alpha = 1/2)."""
+    ratio = weight.abs().amax(0).clamp(min=1e-5) / largest.float().clamp(min=1e-5)
+    return ratio.sqrt_()
 
 
 def rounded_rows(rows: Tensor, *, parts: int = 1) -> tuple[Tensor, Tensor]:
