@@ -19,9 +19,12 @@ from torch import Tensor
 
 from chatloom import checkpoint, runtime
 from chatloom.engine.lowered import Lowered
+from chatloom.engine.quantised import Matrix
 from chatloom.recipes.smollm2_rlhf import docstrings
+from chatloom.stages.memory import quantised_copies
 
 DTYPES = ("bf16", "int8", "int4")
+PLAIN = {"fp32": 4.0, "bf16": 2.0}  # bytes a weight
 console = Console(width=110, highlight=False)
 
 
@@ -78,12 +81,15 @@ def main() -> None:
             same = (found.argmax(-1) == exact.argmax(-1)).sum()
             total += torch.stack((nats, same, (exact.exp() * (exact - found)).sum())).double()
     scored = count * (config.row_length - 1)
-    table = Table("", "perplexity", "rise", "top-1 as fp32", "KL to fp32, nats", box=None)
+    matrices = [each for each in lowered["bf16"].model.modules() if isinstance(each, Matrix)]
+    weights = sum(each.in_features * each.out_features for each in matrices)
+    table = Table("", "perplexity", "rise", "top-1 as fp32", "KL to fp32, nats", "bytes a weight", box=None)
     base = float(sums["fp32"][0]) / scored
     for dtype, total in sums.items():
         nats, same, kl = (total / scored).tolist()
         rise = "" if dtype == "fp32" else f"{100 * math.expm1(nats - base):+.2f} %"
-        table.add_row(dtype, f"{math.exp(nats):.3f}", rise, f"{100 * same:.2f} %", f"{kl:.5f}")
+        size = quantised_copies(model.config, dtype) / weights if dtype in runtime.QUANTISED else PLAIN[dtype]
+        table.add_row(dtype, f"{math.exp(nats):.3f}", rise, f"{100 * same:.2f} %", f"{kl:.5f}", f"{size:.2f}")
     console.print(f"{config.model}, {scored:,} tokens" + (f", noise of {config.noise:g}" if config.noise else ""))
     console.print(table)
 

@@ -3,9 +3,12 @@
 * bf16: laid out once as oneDNN reads it, where it would do so in every product (half as fast for 16 rows).
 * int8: a scale for each output. Activations are rounded to 8 bits too, with a scale for each row (Dettmers et al. 2022,
   LLM.int8, section 2.1: vector-wise), and the product is one of integers. It is exact, so a row's result is the same
-  bit for bit whatever stands beside it and whichever operator computes it.
+  bit for bit whatever stands beside it and whichever operator computes it. One large input would leave few bits to the
+  others of its row. Where the same inputs are large for every token, as behind a norm, their size goes into the weights
+  (Xiao et al. 2023, SmoothQuant); where it is now these and now those, what rounding left over is a second row.
 * int4: a scale and an offset for each 32 inputs of an output (the layout of GGUF's Q4_1), fitted by least squares.
   Weights alone are rounded. The operator sums each row for itself in a fixed order: again the company does not matter.
+  The vocabulary's matrix stays at 8 bits.
 
 int4's operator is the fastest for a few rows and slow for many. Where answers may differ with the company
 (`batch_invariant=False`), more than `FEW_ROWS` rows are computed in int8 from weights rounded once more, which takes
