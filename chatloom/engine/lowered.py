@@ -6,7 +6,7 @@ of products: for rollouts it is merged, into these copies and not into the model
 same are joined into one (query, key and value; gate and up), because a product of few rows costs little but its call.
 
 Everything else (embedding, norms, virtual tokens) is the model's own tensors, so this takes the bytes of the type
-(`quantised`) for each weight of a matrix. `refresh` fills them again after an update; where matrices are in int8, random
+(`quantised`) for each weight of a matrix. `refresh` fills them again after an update; where some are in int8, random
 tokens then show how large their inputs get, so that a copy depends on the weights alone. Routers of mixtures stay as
 they are: they are small, and which expert a token goes to should not hang on a rounded weight.
 """
