@@ -6,7 +6,7 @@ of products: for rollouts it is merged, into these copies and not into the model
 same are joined into one (query, key and value; gate and up), because a product of few rows costs little but its call.
 
 Everything else (embedding, norms, virtual tokens) is the model's own tensors, so this takes the bytes of the type
-(`quantised`) for each weight of a matrix. `refresh` fills them again after an update; where some are in int8, random
+(`quantised`) for each weight of a matrix. `refresh` fills them again after an update; for int8 in a hurry, random
 tokens then show how large their inputs get, so that a copy depends on the weights alone. Routers of mixtures stay as
 they are: they are small, and which expert a token goes to should not hang on a rounded weight.
 """
@@ -60,7 +60,7 @@ class Lowered:
     def __init__(self, source: Decoder, dtype: str, *, batch_invariant: bool = True) -> None:
         """`dtype` is "bf16", "fp16", "int8" or "int4"; for `batch_invariant` see `quantised`."""
         self.source = source
-        self._dtype = dtype
+        self._dtype, self._batch_invariant = dtype, batch_invariant
         self._kinds: dict[str, Callable[..., Matrix]] = {
             "bf16": partial(Half, dtype=torch.bfloat16),
             "fp16": partial(Half, dtype=torch.float16),
@@ -113,11 +113,15 @@ class Lowered:
         weights = [part.get_parameter("weight") for part, _ in parts]
         outputs, inputs = sum(len(weight) for weight in weights), weights[0].shape[1]
         dtype = stored_in(name if not parent else f"{parent}.{name}", self._dtype)
-        options: dict[str, Any] = {"parts": 2} if dtype == "int8" and name == "down" else {}
+        behind_norm = name not in ("down", "output")
+        hurried = dtype == self._dtype == "int8" and behind_norm and not self._batch_invariant
+        options: dict[str, Any] = {}
+        if dtype == "int8":  # outliers are rare in what heads put together
+            options = {"parts": 1 if name == "output" else 2, "parts_of_many": 1 if hurried else None}
         matrix = self._kinds[dtype](inputs, outputs, device=weights[0].device, **options)
         setattr(self.model.get_submodule(parent), name, matrix)
         self._copies.append(_Copy(matrix, parts))
-        if isinstance(matrix, Int8) and name not in ("down", "output"):  # what they read was not normalised
+        if hurried and isinstance(matrix, Int8):
             self._evened.append((matrix, self._copies[-1]))
 
     @torch.no_grad()

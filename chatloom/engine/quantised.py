@@ -4,15 +4,15 @@
 * int8: a scale for each output. Activations are rounded to 8 bits too, with a scale for each row (Dettmers et al. 2022,
   LLM.int8, section 2.1: vector-wise), and the product is one of integers. It is exact, so a row's result is the same
   bit for bit whatever stands beside it and whichever operator computes it. One large input would leave few bits to the
-  others of its row. Where the same inputs are large for every token, as behind a norm, their size goes into the weights
-  (Xiao et al. 2023, SmoothQuant); where it is now these and now those, what rounding left over is a second row.
+  others of its row: what rounding left over is a second row of the product, which costs little where rows are few.
 * int4: a scale and an offset for each 32 inputs of an output (the layout of GGUF's Q4_1), fitted by least squares.
   Weights alone are rounded. The operator sums each row for itself in a fixed order: again the company does not matter.
   The vocabulary's matrix stays at 8 bits.
 
-int4's operator is the fastest for a few rows and slow for many. Where answers may differ with the company
-(`batch_invariant=False`), more than `FEW_ROWS` rows are computed in int8 from weights rounded once more, which takes
-another byte a weight. With `batch_invariant` the number of rows is never looked at.
+Where answers may differ with the company (`batch_invariant=False`), more than `FEW_ROWS` rows are computed faster. int8
+leaves the second rows out where the same inputs are large for every token, as behind a norm, and has their size in the
+weights instead (Xiao et al. 2023, SmoothQuant). int4, whose operator is slow for many, computes in int8 from weights
+rounded once more, which takes another byte a weight. With `batch_invariant` the number of rows is never looked at.
 
 Operators: fbgemm's for int8 (x86 with VNNI), torch's own for int4 (CPU). Where one is missing, or gives other numbers
 than it should, the same arithmetic is written out: dequantise and multiply.
@@ -102,11 +102,13 @@ class Half(Matrix):
 
 
 class Int8(Matrix):
-    """8 bits a weight and a scale an output; activations in `parts` (1 or 2) of 8 bits."""
+    """8 bits a weight, a scale an output; activations in `parts` (1 or 2) of 8 bits, many rows in `parts_of_many`."""
 
-    def __init__(self, inputs: int, outputs: int, *, device: torch.device, parts: int = 1) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, *, device: torch.device, parts: int = 1, parts_of_many: int | None = None
+    ) -> None:
         super().__init__(inputs, outputs, device=device)
-        self.parts = parts
+        self.parts, self.parts_of_many = parts, parts if parts_of_many is None else parts_of_many
         self.largest: Tensor | None = None  # how large each input gets (inputs,), for `fill` to go by; None: not known
 
     def _pack(self, weight: Tensor) -> None:
@@ -136,14 +138,15 @@ class Int8(Matrix):
     def _product(self, rows: Tensor) -> Tensor:
         if self._factors is not None:
             rows = rows * self._factors  # in fp32
-        rounded, scale = rounded_rows(rows, parts=self.parts)
+        parts = self.parts if len(rows) <= FEW_ROWS else self.parts_of_many
+        rounded, scale = rounded_rows(rows, parts=parts)
         if self._packed is not None:
             sums: Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
                 rounded, 1.0, 128, self._packed
             )
         else:
             sums = integer_product(rounded, self.codes)
-        if self.parts > 1:
+        if parts > 1:
             sums = sums[: len(rows)].add_(sums[len(rows) :].mul_(1 / _FINER))  # two steps: a fused one rounds otherwise
         return sums.mul_(self.scales).mul_(scale)
 
