@@ -54,12 +54,13 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = id(storage)
+        opaque = tensor.layout == torch._mkldnn  # type: ignore[attr-defined]  # laid out as a product wants it
+        held: Any = tensor if opaque else tensor.untyped_storage()
+        key = id(held)
         if key in self._alive:
             return
-        num_bytes = storage.nbytes()
-        self._alive[key] = weakref.finalize(storage, self._remove, key, num_bytes)
+        num_bytes = tensor.numel() * tensor.element_size() if opaque else held.nbytes()
+        self._alive[key] = weakref.finalize(held, self._remove, key, num_bytes)
         self.now += num_bytes
         self.peak = max(self.peak, self.now)
 
@@ -176,13 +177,13 @@ def reinforced(config: DecoderConfig, *, rows: int, length: int, dtype: str, ada
         at_rest = live.peak = live.now
         fields = ("old_logprobs", "advantages", "old_values", "returns")
         tokens = _tokens(rows, length)
-        batch = {name: torch.zeros(1, rows * length) for name in fields}
+        batch: dict[str, Any] = {name: torch.zeros(1, rows * length) for name in fields}
         # One row of all tokens and the index 0 stand for "every token is an action", which needs no numbers.
         batch |= {
             "tokens": tokens.view(1, -1),
             "documents": torch.ones_like(tokens, dtype=torch.int32).view(1, -1),
             "actions": 0,
-        }  # type: ignore[dict-item]
+        }
         for model, objective in ((_InRows(policy, rows), ppo.policy()), (_InRows(critic, rows), ppo.value())):
             with runtime.autocast(torch.device("cpu"), dtype):
                 loss: Loss = objective(model, batch)
