@@ -313,7 +313,7 @@ BREAKAGES = tuple(Breakage(*row) for row in (
      "adapters/test_peft.py::test_trained_in_peft_loads_here_and_goes_back", "a fused update's rows are mixed up"),
     ("adapters/prefix.py", "permute(2, 1, 3, 0, 4)", "permute(2, 1, 3, 0, 4).flip(0)",
      "adapters/test_peft.py::test_trained_in_peft_loads_here_and_goes_back", "keys and values change places"),
-    ("nn/prefixed.py", "positions = positions + self.num_tokens", "positions = positions + 0",
+    ("nn/prefixed.py", "places = places + self.num_tokens", "places = places + 0",
      "adapters/test_peft.py::test_trained_here_loads_in_peft", "the text begins at the prefix's positions"),
     ("nn/paged.py", "kept[:, blocks, :, : end - start] =", "kept[:, blocks[:1], :, : end - start] =",
      "adapters/test_adapters.py::test_generation_is_a_loop_of_full_forwards", "only the first row has a prefix"),

@@ -67,11 +67,11 @@ class Amounts:
     agreement: float = 0.73  # of two labelers; InstructGPT's people 72.6 %
     max_tokens: int = 64
     reward_epochs: int = 1
-    ptx_texts: int = 64
-    iterations: int = 9
+    ptx_texts: int = 40
+    iterations: int = 10
     episodes: int = 64
     evaluated: int = 145
-    held_out_documents: int = 80
+    held_out_documents: int = 48
 
 
 TINY = Amounts(
@@ -167,7 +167,7 @@ def stages(config: Config) -> dict[str, tuple[Any, Any]]:
                     kl_coefficient=0.05,
                     actor_ema_decay=None,
                     ptx_coefficient=0.2,
-                    ptx_rows=2,
+                    ptx_rows=1,
                     rollout_temperature=_TEMPERATURE,
                 ),
                 train=replace(training.BASE, dtype="bf16", seed=seed, row_length=_TEXT_TOKENS, save_every_steps=2),

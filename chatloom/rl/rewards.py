@@ -20,6 +20,8 @@ from chatloom.rl.config import KLPlacement, RewardModelConfig, ScorePlacement, V
 from chatloom.rl.rollout import fitting_row_length
 from chatloom.tasks.example import Example, Task
 
+_MOST_TOKENS = 16_384  # of a forward pass: rows may be as long as the context
+
 
 class Reward(Protocol):
     """Anything that scores responses."""
@@ -91,7 +93,7 @@ class RewardModelReward:
         Args:
             model: the reward model; scored in evaluation mode.
             chat: renders what it reads.
-            batch_rows: packed rows of one forward pass.
+            batch_rows: packed rows of one forward pass, at most; fewer where they are long.
             row_length: tokens of a row; None fits the longest conversation.
             dtype: "fp32" or "bf16" matrix products.
             read_prompt: False shows it the response alone (detail 1, for comparison).
@@ -135,8 +137,9 @@ class RewardModelReward:
         device = self.model.score_head.weight.device
         scores = torch.zeros(len(ends))
         with torch.no_grad(), runtime.autocast(device, self.dtype):
-            for start in range(0, len(tokens), self.batch_rows):
-                stop = start + self.batch_rows
+            rows = max(1, min(self.batch_rows, _MOST_TOKENS // tokens.shape[1]))
+            for start in range(0, len(tokens), rows):
+                stop = start + rows
                 here = (ends[:, 0] >= start) & (ends[:, 0] < stop)
                 local = ends[here] - torch.tensor([start, 0])
                 output: Tensor = self.model.raw_scores(

@@ -8,6 +8,7 @@ import torch
 from chatloom.chat.message import Conversation, Message
 from chatloom.chat.render import ChatFormat
 from chatloom.models import RewardModel
+from chatloom.rl import rewards
 from chatloom.rl.rewards import Reward, RewardModelReward, RuleReward, TaskReward, scored_samples
 from chatloom.tasks.example import Example, Grade
 from chatloom.testing.models import tiny_llama
@@ -85,6 +86,23 @@ def test_batched_is_alone_and_a_plain_forward(chat: ChatFormat) -> None:
         plain = model(tokens, ends=torch.tensor([[0, tokens.shape[1] - 1]]))
         assert plain.item() == pytest.approx(score, abs=1e-4)
     assert reward.score([]).tolist() == []
+
+
+def test_few_rows_at_a_time_where_they_are_long(chat: ChatFormat, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = RewardModel(tiny_llama())
+    expected = RewardModelReward(model, chat).score(conversations())
+    sizes = []
+    read = model.raw_scores
+
+    def noted(tokens: torch.Tensor, **options: torch.Tensor) -> torch.Tensor:
+        sizes.append(tokens.numel())
+        return read(tokens, **options)
+
+    monkeypatch.setattr(model, "raw_scores", noted)
+    monkeypatch.setattr(rewards, "_MOST_TOKENS", 1)
+    torch.testing.assert_close(RewardModelReward(model, chat, row_length=64).score(conversations()), expected)
+    assert len(sizes) > 1
+    assert max(sizes) == 64
 
 
 def test_scoring_leaves_the_mode_and_ignores_dropout(chat: ChatFormat) -> None:
