@@ -137,8 +137,7 @@ class Machine:
             matrices["head"] = model.embedding.weight
         weights = sum(matrix.numel() for matrix in matrices.values())
         bytes_read = sum(
-            2 * matrix.numel() if dtype == "bf16" else num_bytes(stored_in(path, dtype), *matrix.shape)
-            for path, matrix in matrices.items()
+            num_bytes(stored_in(path, dtype), *matrix.shape, torch.device("cpu")) for path, matrix in matrices.items()
         )
         rate = self.rates["bf16" if dtype == "bf16" else "int8"]
         return rows / max(bytes_read / self.bandwidth, 2 * weights * rows / rate)
@@ -201,7 +200,7 @@ class Bench:
     def engine(self, dtype: str) -> Engine:
         """Our engine with weights of that type."""
         if dtype not in self._engines:
-            options: dict[str, Any] = {"autocast": dtype, "max_batch": 32, "batch_invariant": False}
+            options: dict[str, Any] = {"autocast": dtype, "max_batch": 32}
             self._engines[dtype] = Engine(self.model, self.opened.tokenizer, **options)
         return self._engines[dtype]
 

@@ -21,10 +21,9 @@ from chatloom import checkpoint, runtime
 from chatloom.engine.lowered import Lowered
 from chatloom.engine.quantised import Matrix
 from chatloom.recipes.smollm2_rlhf import docstrings
-from chatloom.stages.memory import quantised_copies
+from chatloom.stages.memory import copies
 
 DTYPES = ("bf16", "int8", "int4")
-HURRIED = "int8, many rows"  # `batch_invariant=False`
 PLAIN = {"fp32": 4.0, "bf16": 2.0}  # bytes a weight
 console = Console(width=110, highlight=False)
 
@@ -71,14 +70,13 @@ def main() -> None:
     count = min(len(tokens), config.num_tokens) // config.row_length
     rows = torch.tensor(tokens[: count * config.row_length]).view(count, -1)
     lowered = {dtype: Lowered(model, dtype) for dtype in DTYPES}
-    lowered[HURRIED] = Lowered(model, "int8", batch_invariant=False)
     for each in lowered.values():
         each.refresh()
     sums = {dtype: torch.zeros(3, dtype=torch.float64) for dtype in ("fp32", *lowered)}  # nats, agreement, KL
     for some in rows.split(2):
         exact = logprobs(model, some, "fp32")
         for dtype, total in sums.items():
-            found = exact if dtype == "fp32" else logprobs(lowered[dtype].model, some, dtype[:4])
+            found = exact if dtype == "fp32" else logprobs(lowered[dtype].model, some, dtype)
             nats = -found.gather(2, some[:, 1:, None]).sum()
             same = (found.argmax(-1) == exact.argmax(-1)).sum()
             total += torch.stack((nats, same, (exact.exp() * (exact - found)).sum())).double()
@@ -90,7 +88,7 @@ def main() -> None:
     for dtype, total in sums.items():
         nats, same, kl = (total / scored).tolist()
         rise = "" if dtype == "fp32" else f"{100 * math.expm1(nats - base):+.2f} %"
-        size = PLAIN.get(dtype) or quantised_copies(model.config, dtype[:4]) / weights
+        size = PLAIN.get(dtype) or copies(model.config, dtype) / weights
         table.add_row(dtype, f"{math.exp(nats):.3f}", rise, f"{100 * same:.2f} %", f"{kl:.5f}", f"{size:.2f}")
     console.print(f"{config.model}, {scored:,} tokens" + (f", noise of {config.noise:g}" if config.noise else ""))
     console.print(table)

@@ -51,7 +51,6 @@ class Engine:
         step_tokens: int | None = None,
         cache_tokens: int | None = None,
         max_waiting: int | None = None,
-        batch_invariant: bool = True,
         drafter: Drafter | None = None,
     ) -> None:
         """Wrap a model and the tokenizer that decodes for it.
@@ -69,8 +68,6 @@ class Engine:
                 than a quarter of the memory. Rows that find no room wait.
             max_waiting: the most requests that wait; `submit` and `stream` refuse those beyond (`Overloaded`), where
                 `generate` computes whatever its caller brings. None is no limit.
-            batch_invariant: compute the product with a quantised matrix in the same way whatever the number of rows;
-                False is faster for int4 in company, and an answer may then depend on it.
             drafter: guesses tokens while few rows are under way (`speculative`); the answers stay the same.
         """
         if max_batch < 1:
@@ -86,7 +83,6 @@ class Engine:
         self.tokenizer = tokenizer
         self.max_batch = max_batch
         self.autocast = autocast
-        self.batch_invariant = batch_invariant
         self.max_waiting = max_waiting
         self.drafter = drafter
         self._less: tuple[int, int] | None = None  # rows and tokens of a step while memory is short
@@ -401,7 +397,7 @@ class Engine:
             self._lowered = None
             return self.model
         if self._lowered is None or not self._lowered.fits(self.model):
-            self._lowered = Lowered(self.model, self.autocast, batch_invariant=self.batch_invariant)
+            self._lowered = Lowered(self.model, self.autocast)
         self._lowered.refresh()
         model: Decoder = self._lowered.model
         return model

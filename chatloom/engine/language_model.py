@@ -149,9 +149,7 @@ def _own_dtype(model: Decoder) -> str:
     return "bf16" if model.embedding.weight.dtype == runtime.pick_dtype("bf16") else "fp32"
 
 
-def load(
-    ref: str | Path, *, dtype: str | None = None, device: str | None = None, batch_invariant: bool = True
-) -> LanguageModel:
+def load(ref: str | Path, *, dtype: str | None = None, device: str | None = None) -> LanguageModel:
     """Open a language model.
 
     Args:
@@ -160,7 +158,6 @@ def load(
         dtype: None as saved (a quantised file: fp32), "fp32" or "bf16". "int8" and "int4" round the matrices that
             generation reads; `.model`, and what is saved, stay as they were.
         device: None for the best there is, "cpu", "cuda", "cuda:1", ...
-        batch_invariant: an answer does not depend on what is generated beside it; False is faster for int4.
 
     Raises:
         ValueError: nothing there, a run that has not finished, files missing or damaged, an unsupported model.
@@ -170,5 +167,5 @@ def load(
     quantised = dtype if dtype in runtime.QUANTISED else None
     opened = checkpoint.load_pretrained(ref, device=runtime.pick_device(device), dtype=None if quantised else dtype)
     autocast = quantised or _own_dtype(opened.model)
-    engine = Engine(opened.model, opened.tokenizer, autocast=autocast, batch_invariant=batch_invariant)
+    engine = Engine(opened.model, opened.tokenizer, autocast=autocast)
     return LanguageModel(opened.model, opened.chat, engine=engine)

@@ -6,15 +6,13 @@ of products: for rollouts it is merged, into these copies and not into the model
 same are joined into one (query, key and value; gate and up), because a product of few rows costs little but its call.
 
 Everything else (embedding, norms, virtual tokens) is the model's own tensors, so this takes the bytes of the type
-(`quantised`) for each weight of a matrix. `refresh` fills them again after an update; for int8 in a hurry, random
-tokens then show how large their inputs get, so that a copy depends on the weights alone. Routers of mixtures stay as
+(`quantised`) for each weight of a matrix. `refresh` fills them again after an update. Routers of mixtures stay as
 they are: they are small, and which expert a token goes to should not hang on a rounded weight.
 """
 
 import copy
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,14 +20,13 @@ from torch import Tensor, nn
 
 from chatloom import adapters, runtime
 from chatloom.adapters.lora import LoRA
-from chatloom.engine.quantised import Half, Int4, Int8, Matrix, has_own_layout, stored_in
+from chatloom.engine import native
+from chatloom.engine.quantised import BITS, Matrix, stored_in
 from chatloom.engine.weights import modules_of, stamp, version
 from chatloom.models import Decoder
 from chatloom.nn.attention import Attention
 from chatloom.nn.experts import Experts
 from chatloom.nn.feedforward import SwiGLU
-
-_NUM_ROWS, _LENGTH = 2, 128  # of the random tokens that show how large the inputs of a matrix get
 
 
 @dataclass
@@ -57,21 +54,14 @@ class _Copy:
 class Lowered:
     """`model` computes what `source` does, with matrices in `dtype`."""
 
-    def __init__(self, source: Decoder, dtype: str, *, batch_invariant: bool = True) -> None:
-        """`dtype` is "bf16", "fp16", "int8" or "int4"; for `batch_invariant` see `quantised`."""
+    def __init__(self, source: Decoder, dtype: str) -> None:
+        """`dtype` is "bf16", "fp16", "int8" or "int4"."""
         self.source = source
-        self._dtype, self._batch_invariant = dtype, batch_invariant
-        self._kinds: dict[str, Callable[..., Matrix]] = {
-            "bf16": partial(Half, dtype=torch.bfloat16),
-            "fp16": partial(Half, dtype=torch.float16),
-            "int8": Int8,
-            "int4": partial(Int4, batch_invariant=batch_invariant),
-        }
+        self._dtype = dtype
         self._structure = _structure(source)
         own = [*source.parameters(), *source.buffers()]
         self.model: Any = copy.deepcopy(source, {id(tensor): tensor for tensor in own}).eval()
         self._copies: list[_Copy] = []
-        self._evened: list[tuple[Int8, _Copy]] = []
         self._version: Hashable = None
         loras = adapters.loras(source)
         for path, module in source.named_modules():
@@ -112,17 +102,11 @@ class Lowered:
     def _put(self, parent: str, name: str, parts: Sequence[tuple[nn.Module, LoRA | None]]) -> None:
         weights = [part.get_parameter("weight") for part, _ in parts]
         outputs, inputs = sum(len(weight) for weight in weights), weights[0].shape[1]
-        dtype = stored_in(name if not parent else f"{parent}.{name}", self._dtype)
-        behind_norm = name not in ("down", "output")
-        hurried = dtype == self._dtype == "int8" and behind_norm and not self._batch_invariant
-        options: dict[str, Any] = {}
-        if dtype == "int8":  # outliers are rare in what heads put together
-            options = {"parts": 1 if name == "output" else 2, "parts_of_many": 1 if hurried else None}
-        matrix = self._kinds[dtype](inputs, outputs, device=weights[0].device, **options)
+        bits = BITS[stored_in(name if not parent else f"{parent}.{name}", self._dtype)]
+        dtype = runtime.pick_dtype(self._dtype, quantised=True)
+        matrix = Matrix(inputs, outputs, bits=bits, dtype=dtype, device=weights[0].device)
         setattr(self.model.get_submodule(parent), name, matrix)
         self._copies.append(_Copy(matrix, parts))
-        if hurried and isinstance(matrix, Int8):
-            self._evened.append((matrix, self._copies[-1]))
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -131,33 +115,9 @@ class Lowered:
         if now == self._version:
             return
         self._version = now
-        for matrix, made in self._evened:  # what they read may have changed with anything
-            matrix.largest, made.filled = None, None
         for made in self._copies:
             if made.filled != made.now():
                 made.fill()
-        if self._evened:
-            self._even()
-
-    def _even(self) -> None:
-        """Fill matrices anew, going by how large each of their inputs gets for random tokens."""
-        found: dict[Int8, Tensor] = {}
-
-        def note(matrix: Any, args: tuple[Tensor, ...]) -> None:
-            if args[0].numel():  # not an expert that nobody chose
-                largest = args[0].float().abs().flatten(0, -2).amax(0)
-                found[matrix] = torch.maximum(found[matrix], largest) if matrix in found else largest
-
-        hooks = [matrix.register_forward_pre_hook(note) for matrix, _ in self._evened]
-        config, generator = self.source.config, torch.Generator().manual_seed(0)
-        shape = _NUM_ROWS, min(_LENGTH, config.context_length)
-        tokens = torch.randint(config.vocab_size, shape, generator=generator)
-        self.model(tokens.to(self.source.embedding.weight.device))
-        for hook in hooks:
-            hook.remove()
-        for matrix, made in self._evened:
-            matrix.largest = found.get(matrix)
-            made.fill()
 
 
 def _weight(module: nn.Module, lora: LoRA | None) -> Tensor:
@@ -179,7 +139,7 @@ def saves(model: Decoder, dtype: str) -> bool:
     if dtype in runtime.QUANTISED:
         return True
     weights: list[Tensor] = [module.weight for module in modules_of(model) if isinstance(module, nn.Linear)]
-    packed = dtype == "bf16" and has_own_layout(model.embedding.weight.device)
+    packed = dtype == "bf16" and native.available(model.embedding.weight.device)
     return packed or bool(adapters.loras(model)) or any(weight.dtype != runtime.pick_dtype(dtype) for weight in weights)
 
 

@@ -209,7 +209,7 @@ class ChatSession:
 
 def run(config: Config) -> None:
     """Chat until the user leaves. Raises ValueError for what `chatloom.load` refuses."""
-    model = load(config.model, dtype=config.dtype, device=config.device, batch_invariant=config.seed is not None)
+    model = load(config.model, dtype=config.dtype, device=config.device)
     session = ChatSession(model, config)
     if sys.stdin.isatty():
         _talk(session, Console(), config.model, model)

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from chatloom import adapters, models, runtime
 from chatloom.adapters import AdapterConfig
+from chatloom.engine import native
 from chatloom.engine.quantised import num_bytes, stored_in
 from chatloom.models import Decoder, DecoderConfig, RewardModel, ValueModel
 from chatloom.nn.experts import Experts
@@ -54,12 +55,11 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _add(self, tensor: Tensor) -> None:
-        opaque = tensor.layout == torch._mkldnn  # type: ignore[attr-defined]  # laid out as a product wants it
-        held: Any = tensor if opaque else tensor.untyped_storage()
+        held: Any = tensor.untyped_storage()
         key = id(held)
         if key in self._alive:
             return
-        num_bytes = tensor.numel() * tensor.element_size() if opaque else held.nbytes()
+        num_bytes = held.nbytes()
         self._alive[key] = weakref.finalize(held, self._remove, key, num_bytes)
         self.now += num_bytes
         self.peak = max(self.peak, self.now)
@@ -91,9 +91,10 @@ def estimate(config: DecoderConfig, *, rows: int, length: int, weights_dtype: to
         dtype: of the matrix products in training, "fp32" or "bf16"; "int8" and "int4" are of inference.
     """
     shape: dict[str, Any] = {"rows": rows, "length": length, "dtype": training_dtype(dtype)}
-    more = quantised_copies(config, dtype) if dtype in runtime.QUANTISED else 0
+    own = "bf16" if weights_dtype == torch.bfloat16 else "fp32"
     return Memory(
-        inference(config, rows=rows, length=length, dtype=weights_dtype) + more,
+        inference(config, rows=rows, length=length, dtype=weights_dtype)
+        + copies(config, dtype if dtype in runtime.QUANTISED else own),
         supervised(config, **shape),
         supervised(config, **shape, adaptation=LORA),
         reinforced(config, **shape),
@@ -106,15 +107,18 @@ def training_dtype(dtype: str) -> str:
     return "bf16" if dtype in runtime.QUANTISED else dtype
 
 
-def quantised_copies(config: DecoderConfig, dtype: str) -> int:
-    """Bytes of the matrices that decoding in "int8" or "int4" reads."""
+def copies(config: DecoderConfig, dtype: str) -> int:
+    """Bytes of the matrices that a CPU reads when it decodes a model in `dtype` whose own weights are not narrower."""
+    cpu = torch.device("cpu")
+    if dtype == "fp32" or (dtype == "bf16" and not native.available(cpu)):
+        return 0
     model = _shapes(config)
     kept = {id(module.router) for module in model.modules() if isinstance(module, Experts)}
     linear = {path: each for path, each in model.named_modules() if isinstance(each, nn.Linear)}
-    weights = {path: each.weight for path, each in linear.items() if id(each) not in kept}
+    weights = {path: each.weight for path, each in linear.items() if id(each) not in kept or dtype == "bf16"}
     if model.head is None:
         weights["head"] = model.embedding.weight
-    return sum(num_bytes(stored_in(path, dtype), *weight.shape) for path, weight in weights.items())
+    return sum(num_bytes(stored_in(path, dtype), len(weight), weight.shape[1], cpu) for path, weight in weights.items())
 
 
 @contextlib.contextmanager
