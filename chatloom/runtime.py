@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 DTYPE_NAMES = ("fp32", "bf16", "fp16")
+QUANTISED = ("int8", "int4")  # of weights that are only read: decoding and evaluation
 
 
 # --- device and numbers ---------------------------------------------------------------------------------------
@@ -39,13 +40,19 @@ def pick_device(name: str | None = None) -> "torch.device":
         raise ValueError(f"device {name!r} is unknown; allowed: cpu, cuda, cuda:0, ...") from error
 
 
-def pick_dtype(name: str) -> "torch.dtype":
-    """The torch dtype of `fp32`, `bf16` or `fp16`."""
+def pick_dtype(name: str, *, quantised: bool = False) -> "torch.dtype":
+    """The torch dtype of `fp32`, `bf16` or `fp16`; where weights may be `quantised`, bf16 is all else beside them."""
     import torch
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if name in QUANTISED and not quantised:
+        raise ValueError(
+            f"dtype {name!r} is for weights that are only read (chat, evaluate, rank); here: {', '.join(DTYPE_NAMES)}"
+        )
+    if quantised:
+        dtypes |= dict.fromkeys(QUANTISED, torch.bfloat16)
     if name not in dtypes:
-        raise ValueError(f"dtype {name!r} is unknown; allowed: {', '.join(DTYPE_NAMES)}")
+        raise ValueError(f"dtype {name!r} is unknown; allowed: {', '.join(dtypes)}")
     return dtypes[name]
 
 
@@ -55,7 +62,7 @@ def autocast(device: "torch.device", dtype: str) -> contextlib.AbstractContextMa
 
     if dtype == "fp32":
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=pick_dtype(dtype))
+    return torch.autocast(device.type, dtype=pick_dtype(dtype, quantised=True))
 
 
 def peak_memory_bytes() -> int:

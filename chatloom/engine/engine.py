@@ -60,7 +60,8 @@ class Engine:
             tokenizer: used to decode only.
             max_batch: the most rows decoded at once; memory grows with it.
             autocast: "fp32" computes in the model's own type, "bf16" runs its matrix products in bfloat16, with copies
-                of the matrices in that type, LoRA merged into them (`lowered`).
+                of the matrices in that type, LoRA merged into them (`lowered`); "int8" and "int4" round those copies
+                (`quantised`) and compute the rest in bfloat16.
             step_tokens: the most tokens computed in a step, so that a long prompt does not hold up the others; None
                 is 2048 and no less than `max_batch`.
             cache_tokens: the most tokens whose keys and values are kept; None is `max_batch` full contexts, and no more
@@ -75,9 +76,9 @@ class Engine:
             raise ValueError(f"cache_tokens is {cache_tokens}; it must be at least {2 * BLOCK_SIZE}")
         if max_waiting is not None and max_waiting < 0:
             raise ValueError(f"max_waiting is {max_waiting}; it must be at least 0, or None for no limit")
+        runtime.pick_dtype(autocast, quantised=True)
         if isinstance(drafter, DraftModel):
             drafter.check(model.config.vocab_size)
-        runtime.pick_dtype(autocast)
         self.model = model
         self.tokenizer = tokenizer
         self.max_batch = max_batch
@@ -386,8 +387,8 @@ class Engine:
         if self._runner is not None and now == self._version:
             return
         weight = self.model.embedding.weight
-        dtype = weight.dtype if self.autocast == "fp32" else runtime.pick_dtype(self.autocast)
-        runner = Runner(self._as_read(dtype), dtype=dtype, block_size=BLOCK_SIZE)
+        dtype = weight.dtype if self.autocast == "fp32" else runtime.pick_dtype(self.autocast, quantised=True)
+        runner = Runner(self._as_read(), dtype=dtype, block_size=BLOCK_SIZE)
         self._version = now
         if self._runner is not None and runner.continues(self._runner):
             self._scheduler.forget()
@@ -395,13 +396,13 @@ class Engine:
             self._replace_scheduler(dtype, weight.device)
         self._runner = runner
 
-    def _as_read(self, dtype: torch.dtype) -> Decoder:
+    def _as_read(self) -> Decoder:
         """The model, or its twin with matrices of the type that they are multiplied in."""
-        if self.autocast == "fp32" or not saves(self.model, dtype):
+        if self.autocast == "fp32" or not saves(self.model, self.autocast):
             self._lowered = None
             return self.model
         if self._lowered is None or not self._lowered.fits(self.model):
-            self._lowered = Lowered(self.model, dtype)
+            self._lowered = Lowered(self.model, self.autocast)
         self._lowered.refresh()
         model: Decoder = self._lowered.model
         return model

@@ -19,17 +19,17 @@ from chatloom.tokenizers.bpe import Tokenizer
 
 Messages = Iterable[Mapping[str, Any] | Message]
 
-DTYPES = ("fp32", "bf16")
+DTYPES = ("fp32", "bf16", *runtime.QUANTISED)
 
 
 class LanguageModel:
     """A language model that people use. `.model(tokens)` gives logits: (B, T) int64 -> (B, T, V)."""
 
     def __init__(self, model: Decoder, chat_format: ChatFormat, *, engine: AnyEngine | None = None) -> None:
-        """Join a model and its chat format; `engine` replaces the ordinary one."""
+        """Join a model and its chat format; `engine` replaces the ordinary one, which decodes in the model's type."""
         self.model = model
         self.chat_format = chat_format
-        self.engine: AnyEngine = engine or Engine(model, chat_format.tokenizer)
+        self.engine: AnyEngine = engine or Engine(model, chat_format.tokenizer, autocast=_own_dtype(model))
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -145,13 +145,18 @@ def _sampling(
     return SamplingParams(max_tokens, temperature, top_k, top_p, seed, texts, ends, grammar=grammar)
 
 
+def _own_dtype(model: Decoder) -> str:
+    return "bf16" if model.embedding.weight.dtype == runtime.pick_dtype("bf16") else "fp32"
+
+
 def load(ref: str | Path, *, dtype: str | None = None, device: str | None = None) -> LanguageModel:
     """Open a language model.
 
     Args:
         ref: a name of the catalogue such as "smollm2", the folder of a Chatloom run or of a Hugging Face model, a .gguf
             file, or a hub id such as "org/name".
-        dtype: None as saved (a quantised file: fp32), "fp32" or "bf16".
+        dtype: None as saved (a quantised file: fp32), "fp32" or "bf16". "int8" and "int4" round the matrices that
+            generation reads; `.model`, and what is saved, stay as they were.
         device: None for the best there is, "cpu", "cuda", "cuda:1", ...
 
     Raises:
@@ -159,5 +164,8 @@ def load(ref: str | Path, *, dtype: str | None = None, device: str | None = None
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; allowed: None (as saved), {', '.join(map(repr, DTYPES))}")
-    pretrained = checkpoint.load_pretrained(ref, device=runtime.pick_device(device), dtype=dtype)
-    return LanguageModel(pretrained.model, pretrained.chat)
+    quantised = dtype if dtype in runtime.QUANTISED else None
+    opened = checkpoint.load_pretrained(ref, device=runtime.pick_device(device), dtype=None if quantised else dtype)
+    autocast = quantised or _own_dtype(opened.model)
+    engine = Engine(opened.model, opened.tokenizer, autocast=autocast)
+    return LanguageModel(opened.model, opened.chat, engine=engine)

@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from chatloom.engine import sampling, structured
+from chatloom.engine import fused, sampling, structured
 from chatloom.engine.request import Completion, FinishReason, SamplingParams
 from chatloom.engine.scheduler import Plan
 from chatloom.engine.scheduler import Sequence as Scheduled
@@ -120,7 +120,9 @@ class Runner:
         self.model = model
         self._device = model.embedding.weight.device
         config = model.config
-        self.cache = Paged(
+        self._fused = fused.Fused(model) if fused.can(model, block_size) else None
+        kind = Paged if self._fused is None else fused.LaidOut
+        self.cache: Paged = kind(
             config.num_layers,
             config.num_key_value_heads,
             config.head_width,
@@ -136,6 +138,7 @@ class Runner:
         mine, theirs = self.cache.keys, other.cache.keys
         fits = (mine.shape[2:], mine.dtype, mine.device) == (theirs.shape[2:], theirs.dtype, theirs.device)
         fits = fits and len(mine) == len(theirs) and self.num_virtual == other.num_virtual
+        fits = fits and type(self.cache) is type(other.cache)
         if fits:
             self.cache = other.cache
         return fits
@@ -161,18 +164,25 @@ class Runner:
                 ends += range(len(tokens) - 1 - len(guessed), len(tokens))
         masks = structured.begin([row.matcher for row in rows])  # computed beside the model
         self.cache.begin([Chunk(row.blocks, row.num_computed, count) for row, count in plan.chunks])
-        hidden = self.model.hidden(torch.tensor([tokens], device=self._device), cache=self.cache)[0]  # (N, C)
+        logits = self._logits(tokens, ends)
         if not rows:
             return rows
-        if len(ends) < len(tokens):
-            hidden = hidden[torch.tensor(ends, device=self._device)]
-        self._sample(rows, guesses, self.model.logits(hidden), masks())
+        self._sample(rows, guesses, logits, masks())
         for place, row in guessed_for.items():  # of wrong guesses, keys and values will be written over
             taken = max(1, len(row.tokens) - row.num_computed - 1)
             row.num_guessed += plan.chunks[place][1] - 1
             row.num_right += taken - 1
             plan.chunks[place] = row, taken
         return list(dict.fromkeys(rows))
+
+    def _logits(self, tokens: list[int], ends: list[int]) -> Tensor:
+        """Compute the rows announced to the cache; the logits behind the tokens at `ends`, (ends, V)."""
+        if self._fused is not None and isinstance(self.cache, fused.LaidOut):
+            return self._fused.logits(tokens, ends, self.cache)
+        hidden = self.model.hidden(torch.tensor([tokens], device=self._device), cache=self.cache)[0]  # (N, C)
+        if len(ends) < len(tokens):
+            hidden = hidden[torch.tensor(ends, dtype=torch.int64, device=self._device)]
+        return self.model.logits(hidden)
 
     def _prepare(self, plan: Plan) -> None:
         for pairs in (plan.moves, plan.copies):

@@ -116,7 +116,7 @@ class Decoder(nn.Module):
         if self.head is None:
             logits = nn.functional.linear(hidden, self.embedding.weight)
         else:
-            logits = nn.functional.linear(hidden, self.head.weight, self.head.bias)
+            logits = self.head(hidden)
         if self.logit_softcap is not None:
             logits = self.logit_softcap * torch.tanh(logits / self.logit_softcap)
         return logits

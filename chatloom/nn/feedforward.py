@@ -36,16 +36,23 @@ class FeedForward(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """W_down(silu(W_gate x) * W_up x) (Shazeer 2020, eq. 5); with GELU it is his GEGLU, which Gemma has."""
+    """W_down(silu(W_gate x) * W_up x) (Shazeer 2020, eq. 5); with GELU it is his GEGLU, which Gemma has.
+
+    A copy for decoding has gate and up `joined` in one matrix.
+    """
+
+    joined: nn.Module | None
 
     def __init__(self, width: int, inner_width: int, *, bias: bool = False, activation: str = "silu") -> None:
         super().__init__()
         self.gate = nn.Linear(width, inner_width, bias=bias)
         self.up = nn.Linear(width, inner_width, bias=bias)
         self.down = nn.Linear(inner_width, width, bias=bias)
+        self.register_module("joined", None)
         self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        output: Tensor = self.down(self.activation(self.gate(x)) * self.up(x))
+        gate, up = (self.gate(x), self.up(x)) if self.joined is None else self.joined(x).chunk(2, -1)
+        output: Tensor = self.down(self.activation(gate) * up)
         return output

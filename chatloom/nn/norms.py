@@ -30,6 +30,8 @@ class RMSNorm(nn.Module):
             weight = weight + self.offset
         if x.device.type != "cpu":
             return nn.functional.rms_norm(wide, weight.shape, weight, self.epsilon).to(x.dtype)
+        if not torch.is_grad_enabled():  # calling an autograd function takes as long as half of its operations
+            return _normalised(wide, weight, self.epsilon)[0].to(x.dtype)
         normalised: Tensor = _RMSNorm.apply(wide, weight, self.epsilon)  # type: ignore[no-untyped-call]
         return normalised.to(x.dtype)
 
@@ -48,13 +50,19 @@ class LayerNormPerHead(nn.Module):
         return nn.functional.layer_norm(x, x.shape[-1:], eps=self.epsilon) * weights.to(x.dtype)
 
 
+def _normalised(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """x * scale * weight, and scale (..., 1), which is 1 / sqrt(mean(x^2) + epsilon)."""
+    length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    scale = length.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+    return (x * scale).mul_(weight), scale
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        scale = length.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()  # (..., 1) 1 / sqrt(mean(x^2) + epsilon)
+        normalised, scale = _normalised(x, weight, epsilon)
         ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight)
+        return normalised
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -59,16 +59,22 @@ class Rotary(nn.Module):
 
     def at(self, positions: Tensor) -> Angles:
         """The tables at `positions` (B, T)."""
-        return Angles(self.cosines[positions].unsqueeze(1), self.sines[positions].unsqueeze(1), self.interleaved)
+        cosines, sines = (table[positions].unsqueeze(1) for table in (self.cosines, self.sines))
+        device = positions.device.type
+        if torch.is_autocast_enabled(device):  # what they turn comes from a matrix: cast once for all layers
+            cosines, sines = (table.to(torch.get_autocast_dtype(device)) for table in (cosines, sines))
+        return Angles(cosines, sines, self.interleaved)
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor, interleaved: bool = False) -> Tensor:
     """Turn the channel pairs of `x` (B, H, T, D), in the dtype of `x`, by `Angles`; channels beyond them stay."""
     width = cosines.shape[-1]
     whole = width == x.shape[-1]
-    turned: Tensor = _Rotation.apply(  # type: ignore[no-untyped-call]
-        x if whole else x[..., :width], cosines, sines, interleaved
-    )
+    some = x if whole else x[..., :width]
+    if torch.is_grad_enabled():
+        turned: Tensor = _Rotation.apply(some, cosines, sines, interleaved)  # type: ignore[no-untyped-call]
+    else:
+        turned = _turn(some, cosines.to(x.dtype), sines.to(x.dtype), interleaved)
     return turned if whole else torch.cat((turned, x[..., width:]), dim=-1)
 
 

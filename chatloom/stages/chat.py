@@ -46,7 +46,7 @@ class Config:
     max_tokens: int = 256
     # Makes the conversation repeatable; None is different each time.
     seed: int | None = None
-    # fp32 or bf16; None as the model was saved.
+    # fp32, bf16, int8 or int4 (rounded as it is opened); None as the model was saved.
     dtype: str | None = None
     # cpu, cuda, ...; None is the best there is.
     device: str | None = None

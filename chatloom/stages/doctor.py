@@ -30,8 +30,9 @@ class Config:
     batch_rows: int = 8
     # Tokens of a row. None: the model's context length, at most 1024.
     row_length: int | None = None
-    # Number type of the matrix products in training, for the estimate.
-    dtype: Literal["fp32", "bf16"] = "fp32"
+    # Number type of the matrix products in training, for the estimate; int8 and int4 are of weights that are only read,
+    # and training is then in bf16.
+    dtype: Literal["fp32", "bf16", "int8", "int4"] = "fp32"
     # Leave the estimate out, which takes some seconds.
     memory: bool = True
 
@@ -214,6 +215,9 @@ def _print(config: Config, report: Report, length: int) -> None:
         ):
             sizes.add_row(label, f"{getattr(report.memory, name) / 2**20:,.0f} MiB")
         console.print(sizes)
-        what = f"{config.batch_rows} rows of {length:,} tokens at a time, training in {config.dtype}"
+        training = memory.training_dtype(config.dtype)
+        what = f"{config.batch_rows} rows of {length:,} tokens at a time, training in {training}"
+        if training != config.dtype:
+            what += f", inference in {config.dtype} beside the weights as they were opened"
         console.print(f"[dim]{what}; tensors alone: add about 300 MiB for Python and torch[/]")
     console.print(f"[bold red]{len(report.problems)} problems[/]" if report.problems else "[bold green]sound[/]")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from chatloom import checkpoint, runtime
 from chatloom.engine.engine import Engine
+from chatloom.engine.lowered import as_decoded
 from chatloom.engine.request import SamplingParams
 from chatloom.evals import generation, intervals, judge, likelihood, results
 from chatloom.evals.generation import Answer
@@ -46,6 +47,7 @@ class Config:
     temperature: float = 1.0
     # The simulated labelers' noise, for the reward model's accuracy on noisy labels. None: as the rank run measured.
     labeler_noise: float | None = None
+    # fp32, bf16, int8 or int4, of the models that are evaluated; a reward model is read in bf16 beside the last two.
     dtype: str = "fp32"
     # Tokens of text that bits per byte and perplexity are measured in at a time. None: the model's context.
     row_length: int | None = None
@@ -62,7 +64,7 @@ class Config:
             raise ValueError(f"best_of is {self.best_of}; the reward model chooses among at least 2")
         if self.temperature < 0 or (self.temperature == 0 and self.reward is not None):
             raise ValueError(f"temperature is {self.temperature}; it must be above 0, so that samples differ")
-        runtime.pick_dtype(self.dtype)
+        runtime.pick_dtype(self.dtype, quantised=True)
 
 
 @dataclass
@@ -97,7 +99,7 @@ def likelihood_of(
 ) -> likelihood.Likelihood:
     """Nats and bytes of the held-out documents."""
     return likelihood.measure(
-        model,
+        as_decoded(model, config.dtype),
         tokenizer=opened.tokenizer,
         texts=texts,
         batch_rows=16,
@@ -159,8 +161,10 @@ def _kl_from_sft(evaluation: Evaluation, model: Decoder, answers: Sequence[Answe
     length = fitting_row_length(max(map(len, rollouts)), model.config.context_length)
     episodes = pack_episodes(rollouts, row_length=length, pad=evaluation.sft.tokenizer.filler)
     options = {"temperature": config.temperature or 1.0, "microbatch_rows": 32, "dtype": config.dtype}
-    ours = scoring.logprobs(model, episodes, **options)  # type: ignore[arg-type]
-    theirs = scoring.logprobs(evaluation.sft.model, episodes, **options)  # type: ignore[arg-type]
+    ours, theirs = (
+        scoring.logprobs(as_decoded(each, config.dtype), episodes, **options)  # type: ignore[arg-type]
+        for each in (model, evaluation.sft.model)
+    )
     return intervals.mean((ours - theirs).sum(dim=1).tolist())
 
 

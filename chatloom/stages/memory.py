@@ -23,6 +23,8 @@ from torch.utils._pytree import tree_leaves
 
 from chatloom import adapters, models, runtime
 from chatloom.adapters import AdapterConfig
+from chatloom.engine import native
+from chatloom.engine.quantised import num_bytes, stored_in
 from chatloom.models import Decoder, DecoderConfig, RewardModel, ValueModel
 from chatloom.nn.experts import Experts
 from chatloom.objectives import Loss, ppo
@@ -53,12 +55,12 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = id(storage)
+        held: Any = tensor.untyped_storage()
+        key = id(held)
         if key in self._alive:
             return
-        num_bytes = storage.nbytes()
-        self._alive[key] = weakref.finalize(storage, self._remove, key, num_bytes)
+        num_bytes = held.nbytes()
+        self._alive[key] = weakref.finalize(held, self._remove, key, num_bytes)
         self.now += num_bytes
         self.peak = max(self.peak, self.now)
 
@@ -86,16 +88,37 @@ def estimate(config: DecoderConfig, *, rows: int, length: int, weights_dtype: to
         rows: rows of a micro-batch, or conversations answered at a time.
         length: tokens of a row, or of a conversation with its answer.
         weights_dtype: of the weights when the model is used; training keeps them fp32.
-        dtype: of the matrix products in training, "fp32" or "bf16".
+        dtype: of the matrix products in training, "fp32" or "bf16"; "int8" and "int4" are of inference.
     """
-    shape: dict[str, Any] = {"rows": rows, "length": length, "dtype": dtype}
+    shape: dict[str, Any] = {"rows": rows, "length": length, "dtype": training_dtype(dtype)}
+    own = "bf16" if weights_dtype == torch.bfloat16 else "fp32"
     return Memory(
-        inference(config, rows=rows, length=length, dtype=weights_dtype),
+        inference(config, rows=rows, length=length, dtype=weights_dtype)
+        + copies(config, dtype if dtype in runtime.QUANTISED else own),
         supervised(config, **shape),
         supervised(config, **shape, adaptation=LORA),
         reinforced(config, **shape),
         reinforced(config, **shape, adaptation=LORA),
     )
+
+
+def training_dtype(dtype: str) -> str:
+    """What training is in where decoding is in `dtype`."""
+    return "bf16" if dtype in runtime.QUANTISED else dtype
+
+
+def copies(config: DecoderConfig, dtype: str) -> int:
+    """Bytes of the matrices that a CPU reads when it decodes a model in `dtype` whose own weights are not narrower."""
+    cpu = torch.device("cpu")
+    if dtype == "fp32" or (dtype == "bf16" and not native.available(cpu)):
+        return 0
+    model = _shapes(config)
+    kept = {id(module.router) for module in model.modules() if isinstance(module, Experts)}
+    linear = {path: each for path, each in model.named_modules() if isinstance(each, nn.Linear)}
+    weights = {path: each.weight for path, each in linear.items() if id(each) not in kept or dtype == "bf16"}
+    if model.head is None:
+        weights["head"] = model.embedding.weight
+    return sum(num_bytes(stored_in(path, dtype), len(weight), weight.shape[1], cpu) for path, weight in weights.items())
 
 
 @contextlib.contextmanager
@@ -135,7 +158,7 @@ def supervised(config: DecoderConfig, *, rows: int, length: int, dtype: str, ada
         live.peak = live.now
         tokens = _tokens(rows, length)
         with runtime.autocast(torch.device("cpu"), dtype):
-            hidden = model.hidden(tokens, documents=torch.ones_like(tokens)).flatten(0, 1)
+            hidden = model.hidden(tokens, documents=torch.ones_like(tokens, dtype=torch.int32)).flatten(0, 1)
             loss = cross_entropy(model, hidden, tokens.flatten())
         del hidden
         loss.total.backward()  # type: ignore[no-untyped-call]
@@ -158,9 +181,13 @@ def reinforced(config: DecoderConfig, *, rows: int, length: int, dtype: str, ada
         at_rest = live.peak = live.now
         fields = ("old_logprobs", "advantages", "old_values", "returns")
         tokens = _tokens(rows, length)
-        batch = {name: torch.zeros(1, rows * length) for name in fields}
+        batch: dict[str, Any] = {name: torch.zeros(1, rows * length) for name in fields}
         # One row of all tokens and the index 0 stand for "every token is an action", which needs no numbers.
-        batch |= {"tokens": tokens.view(1, -1), "documents": torch.ones_like(tokens).view(1, -1), "actions": 0}  # type: ignore[dict-item]
+        batch |= {
+            "tokens": tokens.view(1, -1),
+            "documents": torch.ones_like(tokens, dtype=torch.int32).view(1, -1),
+            "actions": 0,
+        }
         for model, objective in ((_InRows(policy, rows), ppo.policy()), (_InRows(critic, rows), ppo.value())):
             with runtime.autocast(torch.device("cpu"), dtype):
                 loss: Loss = objective(model, batch)

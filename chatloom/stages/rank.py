@@ -46,7 +46,7 @@ class Config:
     temperature: float = 1.0
     # Share of pairs on which two labelers agree (InstructGPT: 72.6 %). 1 is a labeler without noise.
     agreement: float = 0.73
-    # Number type of generation.
+    # Number type of generation: fp32, bf16, int8 or int4.
     dtype: str = "fp32"
     seed: int = 0
 
@@ -56,6 +56,7 @@ class Config:
                 f"responses from {self.fewest_responses} to {self.most_responses}: "
                 "give at least 2, and the fewest not above the most"
             )
+        runtime.pick_dtype(self.dtype, quantised=True)
         if self.num_prompts < 2:
             raise ValueError(f"num_prompts is {self.num_prompts}; it must be at least 2")
         if not 0.5 < self.agreement <= 1:

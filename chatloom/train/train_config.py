@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from chatloom.runtime import QUANTISED
 from chatloom.train.schedules import SCHEDULES
 
 OPTIMIZERS = ("adamw", "muon")
@@ -85,6 +86,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("schedule", self.schedule, SCHEDULES)
+        if self.dtype in QUANTISED:
+            raise ValueError(
+                f"dtype is {self.dtype!r}, whose weights are only read (chat, evaluate, rank); training has "
+                f"{' and '.join(DTYPES)}"
+            )
         _one_of("dtype", self.dtype, DTYPES)
         for name in ("learning_rate", "muon_learning_rate", "epsilon"):
             _check(name, getattr(self, name), getattr(self, name) > 0, "a number above 0")

@@ -6,6 +6,7 @@ import torch
 import chatloom
 from chatloom.chat import CHATLOOM_TEMPLATE, ChatFormat
 from chatloom.checkpoint import NO_TEMPLATE, save_state
+from chatloom.engine.engine import Engine
 from chatloom.engine.language_model import LanguageModel, load
 from chatloom.testing.engine import ScriptedEngine
 from chatloom.testing.models import tiny_llama
@@ -33,8 +34,24 @@ def test_dtype_and_what_is_not_allowed(tmp_path: Path) -> None:
     language_model().save(tmp_path / "model")
     assert load(tmp_path / "model", dtype="bf16", device="cpu").model.embedding.weight.dtype == torch.bfloat16
     assert load(tmp_path / "model", device="cpu").model.embedding.weight.dtype == torch.float32
-    with pytest.raises(ValueError, match=r"dtype is 'int4'; allowed: None \(as saved\), 'fp32', 'bf16'"):
-        load(tmp_path / "model", dtype="int4")
+    with pytest.raises(
+        ValueError, match=r"dtype is 'int3'; allowed: None \(as saved\), 'fp32', 'bf16', 'int8', 'int4'"
+    ):
+        load(tmp_path / "model", dtype="int3")
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_a_quantised_model_generates_and_is_saved_as_it_was(tmp_path: Path, dtype: str) -> None:
+    language_model().save(tmp_path / "model")
+    lm = load(tmp_path / "model", dtype=dtype, device="cpu")
+    assert isinstance(lm.engine, Engine)
+    assert lm.engine.autocast == dtype
+    [exact] = load(tmp_path / "model", device="cpu").generate(["hello"], max_tokens=4)
+    [rounded] = lm.generate(["hello"], max_tokens=4)
+    assert rounded.logprobs != exact.logprobs
+    assert abs(rounded.logprobs[0] - exact.logprobs[0]) < 0.5
+    lm.save(tmp_path / "again")
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "model/model.safetensors").read_bytes()
 
 
 def test_nothing_there_says_what_is_accepted(tmp_path: Path) -> None:

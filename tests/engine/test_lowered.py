@@ -48,11 +48,11 @@ def apart(a: Decoder, b: Decoder) -> float:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_is_the_model_under_autocast_bit_for_bit(family: str) -> None:
+def test_it_is_the_model_under_autocast(family: str) -> None:
     model = drawn(family).eval()
-    twin = Lowered(model, torch.bfloat16)
+    twin = Lowered(model, "bf16")
     twin.refresh()
-    assert torch.equal(logits(twin.model), logits(model))
+    assert apart(twin.model, model) < 0.02 * float(logits(model).std())
 
 
 @pytest.mark.parametrize("options", [{}, {"adapter_dora": True}, {"adapter_targets": ("query", "down")}])
@@ -60,7 +60,7 @@ def test_lora_is_merged_into_the_copies_alone(options: dict[str, object]) -> Non
     model = adapted(**options)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     wanted = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    twin = Lowered(model, torch.bfloat16)
+    twin = Lowered(model, "bf16")
     twin.refresh()
     assert not adapters.loras(twin.model)
     assert {name: parameter.requires_grad for name, parameter in model.named_parameters()} == wanted
@@ -70,24 +70,22 @@ def test_lora_is_merged_into_the_copies_alone(options: dict[str, object]) -> Non
     with adapters.off(model):
         assert apart(twin.model, model) > 0.2
         twin.refresh()
-        assert torch.equal(logits(twin.model), logits(model))
+        assert apart(twin.model, model) < 0.05
     twin.refresh()
     assert apart(twin.model, model) < 0.05
 
 
-def test_an_update_is_written_into_the_same_memory() -> None:
+def test_an_update_is_copied_anew() -> None:
     model = adapted()
-    twin = Lowered(model, torch.bfloat16)
+    twin = Lowered(model, "bf16")
     twin.refresh()
     old = logits(twin.model)
-    places = {name: parameter.data_ptr() for name, parameter in twin.model.named_parameters()}
     with torch.no_grad():
         for lora in adapters.loras(model).values():
             lora.B.weight.mul_(-1)
     twin.refresh()
     assert float((logits(twin.model) - old).abs().mean()) > 0.2
     assert apart(twin.model, model) < 0.05
-    assert {name: parameter.data_ptr() for name, parameter in twin.model.named_parameters()} == places
 
 
 def test_an_engine_sees_updates_and_adapters_that_come_later() -> None:
@@ -141,6 +139,6 @@ def test_a_training_step_reaches_the_next_answer(kind: str | None) -> None:
 def test_virtual_tokens_come_along() -> None:
     model = adapted("prefix", adapter_tokens=3)
     torch.nn.init.normal_(next(p for p in model.parameters() if p.requires_grad))
-    twin = Lowered(model, torch.bfloat16)
+    twin = Lowered(model, "bf16")
     twin.refresh()
-    assert torch.equal(logits(twin.model), logits(model.eval()))
+    assert apart(twin.model, model.eval()) < 0.05

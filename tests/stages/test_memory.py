@@ -9,7 +9,10 @@ import torch
 
 from chatloom import adapters
 from chatloom.adapters import AdapterConfig
+from chatloom.engine import native
 from chatloom.engine.engine import Engine
+from chatloom.engine.lowered import Lowered
+from chatloom.engine.quantised import Matrix
 from chatloom.engine.request import SamplingParams
 from chatloom.models import (
     FAMILIES,
@@ -159,3 +162,32 @@ def test_every_family_is_rehearsed(family: str) -> None:
     lora = memory.supervised(config, rows=1, length=16, dtype="bf16", adaptation=LORA)
     assert memory.inference(config, rows=1, length=16, dtype=torch.float32) < lora
     assert lora < memory.supervised(config, rows=1, length=16, dtype="bf16")
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int8", "int4"])
+def test_copies_that_are_decoded_from_are_counted(dtype: str) -> None:
+    config = llama.Config(width=64, inner_width=96, num_layers=2)
+    lowered = Lowered(build(config), dtype)
+    lowered.refresh()
+    matrices = [module for module in lowered.model.modules() if isinstance(module, Matrix)]
+    assert len(matrices) == 2 * 4 + 1
+    compiled = native.available(torch.device("cpu"))
+    counted = memory.copies(config, dtype)
+    if compiled or dtype != "bf16":
+        assert counted == sum(tensor.nbytes for matrix in matrices for tensor in matrix.kept)
+    shape = {"rows": 1, "length": 16}
+    inference = memory.inference(config, **shape, dtype=torch.bfloat16)
+    found = memory.estimate(config, **shape, weights_dtype=torch.bfloat16, dtype=dtype)
+    assert found.inference == inference + counted
+    plain = memory.estimate(config, **shape, weights_dtype=torch.bfloat16, dtype="bf16")
+    assert (found.sft, found.ppo) == (plain.sft, plain.ppo)
+
+
+def test_inference_in_bf16_with_its_copies() -> None:
+    config = CONFIGS["llama"]
+    model = build(config).to(torch.bfloat16)
+    engine = Engine(model, byte_tokenizer(), autocast="bf16")
+    with counted(model) as live:
+        engine.generate(torch.randint(0, 256, (3, 40)).tolist(), SamplingParams(max_tokens=4))
+    guess = memory.estimate(config, rows=3, length=44, weights_dtype=torch.bfloat16, dtype="bf16").inference
+    assert guess == pytest.approx(live.peak, rel=0.15)

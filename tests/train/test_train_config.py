@@ -34,6 +34,7 @@ def test_no_field_collides_with_a_stage() -> None:
         ({"row_length": 0}, "row_length is 0; it must be 1 or more, or None"),
         ({"microbatch_rows": 64}, "microbatch_rows is 64, but a batch has only batch_rows = 32"),
         ({"save_every_steps": 0}, "save_every_steps"),
+        ({"dtype": "int8"}, "dtype is 'int8', whose weights are only read"),
         ({"decay_fraction": 0.5}, "schedule 'cosine' has no decay_fraction"),
     ],
 )

@@ -1,0 +1,580 @@
+// A step of decoding as one call: what `native.py` describes, for a processor with vector instructions.
+//
+// All products have 16 outputs to a vector and sum each of them for itself, in the order of the inputs. So what a row
+// gives does not depend on how many rows are computed with it, nor on the number of threads. No operation is reordered
+// or fused that is not fused here (-ffp-contract=off).
+//
+// Threads are OpenMP's. Every thread runs through the same loops, whose iterations are shared out as threads get free.
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+#if defined(_OPENMP)
+#include <omp.h>
+#else
+inline int omp_get_num_threads() { return 1; }
+#endif
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int LANES = 16, GROUP = 32, KEYS = 32;  // of a vector; inputs that share a scale; keys of a block
+constexpr int HALF_ROWS = 12, INTEGER_ROWS = 6;   // rows of a tile: two sums for each in registers
+constexpr int CHUNK = 96;                         // rows that pass over a pair of tiles while it is in the cache
+constexpr float NOTHING = -1e30f;
+
+typedef float F __attribute__((vector_size(64)));
+typedef int32_t I __attribute__((vector_size(64)));
+typedef uint32_t U __attribute__((vector_size(64)));
+typedef int8_t B __attribute__((vector_size(16)));
+typedef uint16_t H __attribute__((vector_size(32)));
+
+template <class V> inline V load(const void* from) {
+  V loaded;
+  std::memcpy(&loaded, from, sizeof loaded);
+  return loaded;
+}
+
+template <class V> inline void store(void* to, V what) { std::memcpy(to, &what, sizeof what); }
+
+inline F all(float x) { return F{} + x; }
+
+inline F fma(F a, F b, F c) {
+#if defined(__AVX512F__)
+  return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#else
+  return a * b + c;
+#endif
+}
+
+// acc + the two products of each lane's pair in bf16
+inline F dot_half(F acc, U w, uint32_t x) {
+#if defined(__AVX512BF16__)
+  return (F)_mm512_dpbf16_ps((__m512)acc, (__m512bh)w, (__m512bh)_mm512_set1_epi32((int)x));
+#else
+  const U pair = U{} + x;
+  acc = fma((F)(w << 16), (F)(pair << 16), acc);
+  return fma((F)(w & 0xffff0000u), (F)(pair & 0xffff0000u), acc);
+#endif
+}
+
+// acc + the four products of each lane's unsigned bytes with the signed bytes of x
+inline I dot_bytes(I acc, U w, uint32_t x) {
+#if defined(__AVX512VNNI__)
+  return (I)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32((int)x));
+#else
+  for (int byte = 0; byte < 4; ++byte)
+    acc += (I)((w >> (8 * byte)) & 255u) * (int32_t)(int8_t)(x >> (8 * byte));
+  return acc;
+#endif
+}
+
+inline F widened(const uint16_t* half) { return (F)(__builtin_convertvector(load<H>(half), U) << 16); }
+
+inline uint16_t narrowed(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+inline void narrow(F x, uint16_t* to) {
+  U bits = (U)x;
+  bits = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  store(to, __builtin_convertvector(bits, H));
+}
+
+inline float highest(F x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)x);
+#else
+  float most = x[0];
+  for (int lane = 1; lane < LANES; ++lane) most = x[lane] > most ? x[lane] : most;
+  return most;
+#endif
+}
+
+inline float sum(F x) {
+  float lanes[LANES];
+  store(lanes, x);
+  for (int half = LANES / 2; half; half /= 2)
+    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  return lanes[0];
+}
+
+inline int32_t total_of(I x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_epi32((__m512i)x);
+#else
+  int32_t total = 0;
+  for (int lane = 0; lane < LANES; ++lane) total += x[lane];
+  return total;
+#endif
+}
+
+inline F rounded(F x) { return (x + 12582912.0f) - 12582912.0f; }  // to whole numbers, for |x| < 2^22
+
+inline F exponential(F x) {  // relative error below 2e-7 for -87 < x < 88, 0 below
+  const F turns = rounded((x > 88.0f ? all(88.0f) : x) * 1.44269504f);
+  const F rest = fma(turns, all(-1.42860677e-6f), fma(turns, all(-0.693145752f), x > 88.0f ? all(88.0f) : x));
+  F power = all(1.0f / 720);
+  power = fma(power, rest, all(1.0f / 120));
+  power = fma(power, rest, all(1.0f / 24));
+  power = fma(power, rest, all(1.0f / 6));
+  power = fma(power, rest, all(0.5f));
+  power = fma(power, rest, all(1.0f));
+  power = fma(power, rest, all(1.0f));
+  const F scale = (F)((__builtin_convertvector(turns, I) + 127) << 23);
+  return x < -87.0f ? all(0.0f) : power * scale;
+}
+
+}  // namespace
+
+extern "C" {
+
+// A matrix (outputs, inputs): for each 16 outputs, and for each
+// * pair of inputs, 16 pairs in bf16 (bits 16)
+// * group of 32 inputs, 8 times 16 times 4 bytes, a code plus 128 each; 16 scales in bf16 (bits 8)
+// * group of 32 inputs, 4 times 16 times 4 bytes of two codes, that of the input 16 places on above; 16 scales and 16
+//   offsets in bf16, where a weight is (code - 8) * scale + offset (bits 4)
+struct Matrix {
+  int32_t bits, inputs, outputs, tiles;  // inputs: a multiple of 32; tiles: an even number
+  const void* codes;
+  const uint16_t* scales;
+  const float* bias;
+};
+
+struct Layer {
+  const float *attention_norm, *feedforward_norm, *query_norm, *key_norm;
+  Matrix joined, output, gate_up, down;
+  int32_t window;
+  const float *cosines, *sines;  // (context, turned)
+};
+
+struct Network {
+  int32_t layers, width, heads, groups, head_width, inner, turned;
+  float epsilon, scale;
+  const Layer* layer;
+  const float* final_norm;
+  Matrix head;
+};
+
+struct Step {
+  int32_t threads, tokens, chunks, most, due;  // most: blocks of a row of `table`
+  float* x;                                    // (tokens, width), written over
+  const int32_t *positions, *first, *count;    // (tokens,), (chunks,), (chunks,)
+  const int32_t* table;                        // (chunks, most)
+  uint16_t *keys, *values;                     // (layers, blocks, groups, block)
+  int64_t blocks;
+  const int32_t* ends;  // (due,) the tokens whose logits are asked for
+  float* logits;        // (due, outputs of the head)
+};
+}
+
+namespace {
+
+// Rows as a matrix reads them: bf16, or bytes with a scale and a sum of codes for each group.
+struct Rows {
+  int bits, width;
+  std::vector<uint16_t> half;
+  std::vector<int8_t> codes;
+  std::vector<float> scales;
+  std::vector<int32_t> sums;
+
+  void shape(int bits_, int rows, int width_) {
+    bits = bits_;
+    width = width_;
+    if (bits == 16) {
+      half.resize((size_t)rows * width);
+    } else {
+      codes.resize((size_t)rows * width);
+      scales.resize((size_t)rows * width / GROUP);
+      sums.resize((size_t)rows * width / GROUP);
+    }
+  }
+
+  void put(int row, int column, const float* x, int number) {
+    const size_t start = (size_t)row * width + column;
+    for (int i = 0; i < number; i += GROUP) {
+      const F low = load<F>(x + i), high = load<F>(x + i + LANES);
+      if (bits == 16) {
+        narrow(low, &half[start + i]);
+        narrow(high, &half[start + i + LANES]);
+        continue;
+      }
+      const F size = (F)((U)low & 0x7fffffffu), other = (F)((U)high & 0x7fffffffu);
+      const float most = highest(size > other ? size : other);
+      const F inverse = all(most > 0 ? 127.0f / most : 0.0f);
+      const size_t group = (start + i) / GROUP;
+      int32_t total = 0;
+      for (int part = 0; part < 2; ++part) {
+        const I whole = __builtin_convertvector(rounded((part ? high : low) * inverse), I);
+        store(&codes[start + i + part * LANES], __builtin_convertvector(whole, B));
+        total += total_of(whole);
+      }
+      scales[group] = most / 127.0f + 0.0f * sum(low + high);  // not a number where x is none
+      sums[group] = total;
+    }
+  }
+};
+
+// acc[r] = the products of row r's pairs with two tiles of 16 outputs; what lies `ahead` of them is fetched meanwhile
+template <int R>
+inline void multiply(const uint32_t* a, const uint32_t* b, int pairs, const uint32_t* const* x, F (*acc)[2], size_t ahead = 0) {
+  F own[R][2];
+  for (int r = 0; r < R; ++r) own[r][0] = own[r][1] = F{};
+  for (int pair = 0; pair < pairs; ++pair) {
+    const U first = load<U>(a + pair * LANES), second = load<U>(b + pair * LANES);
+    __builtin_prefetch(a + pair * LANES + ahead, 0, 2);
+    __builtin_prefetch(b + pair * LANES + ahead, 0, 2);
+    for (int r = 0; r < R; ++r) {
+      own[r][0] = dot_half(own[r][0], first, x[r][pair]);
+      own[r][1] = dot_half(own[r][1], second, x[r][pair]);
+    }
+  }
+  for (int r = 0; r < R; ++r) acc[r][0] = own[r][0], acc[r][1] = own[r][1];
+}
+
+template <int BITS, int R>
+inline void multiply_integers(const Matrix& m, int a, int b, const Rows& rows, int row, F (*acc)[2], int ahead) {
+  constexpr int BYTES = GROUP * LANES * BITS / 8, STEPS = BITS == 8 ? 8 : 4, SCALES = BITS == 8 ? 1 : 2;
+  const int groups = m.inputs / GROUP;
+  const uint8_t* codes[2];
+  const uint16_t* scales[2];
+  for (int t = 0; t < 2; ++t) {
+    const size_t start = (size_t)(t ? b : a) * groups;
+    codes[t] = (const uint8_t*)m.codes + start * BYTES;
+    scales[t] = m.scales + start * SCALES * LANES;
+  }
+  F own[R][2];
+  for (int r = 0; r < R; ++r) own[r][0] = own[r][1] = F{};
+  for (int g = 0; g < groups; ++g) {
+    I total[R][2];
+    const uint8_t* x[R];
+    for (int t = 0; t < 2; ++t) {
+      const size_t next = (size_t)ahead * groups + g;
+      for (int i = 0; i < BYTES; i += 64) __builtin_prefetch(codes[t] + next * BYTES + i, 0, 2);
+      __builtin_prefetch(scales[t] + next * SCALES * LANES, 0, 2);
+    }
+    for (int r = 0; r < R; ++r) {
+      const size_t place = (size_t)(row + r) * groups + g;
+      x[r] = (const uint8_t*)&rows.codes[place * GROUP];
+      total[r][0] = total[r][1] = I{} - (BITS == 8 ? 128 : 8) * rows.sums[place];
+    }
+    for (int step = 0; step < STEPS; ++step) {
+      U w[2];
+      for (int t = 0; t < 2; ++t) w[t] = load<U>(codes[t] + (size_t)g * BYTES + step * 64);
+      for (int r = 0; r < R; ++r) {
+        const uint32_t some = load<uint32_t>(x[r] + 4 * step);
+        for (int t = 0; t < 2; ++t) total[r][t] = dot_bytes(total[r][t], BITS == 8 ? w[t] : w[t] & 0x0f0f0f0fu, some);
+      }
+      if (BITS == 4)
+        for (int r = 0; r < R; ++r) {
+          const uint32_t some = load<uint32_t>(x[r] + 4 * (step + 4));
+          for (int t = 0; t < 2; ++t) total[r][t] = dot_bytes(total[r][t], (w[t] >> 4) & 0x0f0f0f0fu, some);
+        }
+    }
+    for (int t = 0; t < 2; ++t) {
+      const F scale = widened(scales[t] + g * SCALES * LANES);
+      F offset{};
+      if (BITS == 4) offset = widened(scales[t] + (g * SCALES + 1) * LANES);
+      for (int r = 0; r < R; ++r) {
+        const size_t place = (size_t)(row + r) * groups + g;
+        const float unit = rows.scales[place];
+        own[r][t] = fma(__builtin_convertvector(total[r][t], F), scale * unit, own[r][t]);
+        if (BITS == 4) own[r][t] = fma(offset, all(unit * (float)rows.sums[place]), own[r][t]);
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r) acc[r][0] = own[r][0], acc[r][1] = own[r][1];
+}
+
+// what(R) with the number as a constant
+template <int MOST, int R = 1, class What> inline void with_rows(int number, What&& what) {
+  if constexpr (R <= MOST) {
+    if (number == R)
+      what(std::integral_constant<int, R>());
+    else
+      with_rows<MOST, R + 1>(number, what);
+  }
+}
+
+// The products of some rows with the tiles a and b: end(row, first 16, second 16). The next ones are `ahead` tiles on.
+template <class End> void product(const Matrix& m, int a, int b, const Rows& rows, int from, int to, int ahead, End&& end) {
+  const int most = m.bits == 16 ? HALF_ROWS : INTEGER_ROWS;
+  const int parts = (to - from + most - 1) / most;
+  for (int part = 0; part < parts; ++part) {
+    const int row = from + (int)((int64_t)(to - from) * part / parts);
+    const int number = from + (int)((int64_t)(to - from) * (part + 1) / parts) - row;
+    F acc[HALF_ROWS][2];
+    if (part || (m.bits == 16 && number == 1)) ahead = 0;  // the processor sees where a single row of them leads
+    if (m.bits == 16) {
+      const int pairs = m.inputs / 2;
+      const uint32_t *codes = (const uint32_t*)m.codes, *x[HALF_ROWS];
+      for (int r = 0; r < number; ++r) x[r] = (const uint32_t*)&rows.half[(size_t)(row + r) * rows.width];
+      const uint32_t *first = codes + (size_t)a * pairs * LANES, *second = codes + (size_t)b * pairs * LANES;
+      with_rows<HALF_ROWS>(number, [&](auto n) { multiply<n>(first, second, pairs, x, acc, (size_t)ahead * pairs * LANES); });
+    } else if (m.bits == 8) {
+      with_rows<INTEGER_ROWS>(number, [&](auto n) { multiply_integers<8, n>(m, a, b, rows, row, acc, ahead); });
+    } else {
+      with_rows<INTEGER_ROWS>(number, [&](auto n) { multiply_integers<4, n>(m, a, b, rows, row, acc, ahead); });
+    }
+    for (int r = 0; r < number; ++r) end(row + r, acc[r][0], acc[r][1]);
+  }
+}
+
+// What all threads run through: every output of every row. `partner` is how far on a tile's second one is.
+template <class End> void product(const Matrix& m, const Rows& rows, int number, int partner, End&& end) {
+  const int pairs = m.tiles / 2, chunks = (number + CHUNK - 1) / CHUNK;
+  const int together = chunks > 1 ? 1 : pairs / (4 * omp_get_num_threads()) + 1;
+#pragma omp for schedule(dynamic, together < 16 ? together : 16)
+  for (int task = 0; task < pairs * chunks; ++task) {
+    const int pair = task / chunks, from = task % chunks * CHUNK, to = from + CHUNK < number ? from + CHUNK : number;
+    const int a = partner == 1 ? 2 * pair : pair, b = a + partner;
+    product(m, a, b, rows, from, to, partner == 1 ? 2 : 1, [&](int row, F first, F second) {
+      if (m.bias) first += load<F>(m.bias + a * LANES), second += load<F>(m.bias + b * LANES);
+      end(row, a, first, second);
+    });
+  }
+}
+
+void put(float* to, int column, int outputs, F what) {
+  if (column + LANES <= outputs)
+    store(to + column, what);
+  else
+    for (int lane = 0; column + lane < outputs; ++lane) to[column + lane] = what[lane];
+}
+
+void normalise(const float* x, const float* weight, int width, float epsilon, float* to) {
+  F squares{};
+  for (int i = 0; i < width; i += LANES) squares = fma(load<F>(x + i), load<F>(x + i), squares);
+  const float scale = 1.0f / __builtin_sqrtf(sum(squares) / (float)width + epsilon);
+  for (int i = 0; i < width; i += LANES) store(to + i, load<F>(x + i) * scale * load<F>(weight + i));
+}
+
+void rotate(float* x, const float* cosines, const float* sines, int turned) {
+  const int half = turned / 2;
+  for (int i = 0; i < half; ++i) {
+    const float low = x[i], high = x[i + half];
+    x[i] = low * cosines[i] + high * sines[i];
+    x[i + half] = high * cosines[i + half] + low * sines[i + half];
+  }
+}
+
+struct Tile {
+  int chunk, group, start, number;  // some of the (token, head) pairs that read one head of keys
+};
+
+struct Room {  // kept between the steps
+  std::vector<float> heads, gated;
+  std::vector<uint16_t> queries;
+  Rows rows, seen, inner, last;
+  std::vector<Tile> tiles;
+  std::vector<int32_t> chunk_of;
+};
+
+// The attention of one tile's queries over the blocks of their row (softmax as it goes: Milakov and Gimelshein 2018)
+void attend(const Network& net, const Layer& layer, const Step& step, const Tile& tile, const uint16_t* keys,
+            const uint16_t* values, Room& room) {
+  const int width = net.head_width, share = net.heads / net.groups, across = net.heads * width;
+  const uint32_t *query[HALF_ROWS], *weights[HALF_ROWS];
+  int position[HALF_ROWS], row[HALF_ROWS], column[HALF_ROWS], lowest = INT32_MAX, last = 0;
+  alignas(64) uint16_t weight[HALF_ROWS][KEYS];
+  alignas(64) float seen[HALF_ROWS][256];
+  float most[HALF_ROWS];
+  F total[HALF_ROWS], acc[HALF_ROWS][2];
+  for (int r = 0; r < tile.number; ++r) {
+    row[r] = step.first[tile.chunk] + (tile.start + r) / share;
+    column[r] = (tile.group * share + (tile.start + r) % share) * width;
+    query[r] = (const uint32_t*)&room.queries[(size_t)row[r] * across + column[r]];
+    weights[r] = (const uint32_t*)weight[r];
+    position[r] = step.positions[row[r]];
+    lowest = position[r] < lowest ? position[r] : lowest;
+    last = position[r] > last ? position[r] : last;
+    most[r] = NOTHING;
+    total[r] = F{};
+    std::memset(seen[r], 0, sizeof(float) * width);
+  }
+  const int window = layer.window > 0 ? layer.window : INT32_MAX;
+  const int begin = lowest - window + 1 > 0 ? (lowest - window + 1) / KEYS : 0;
+  I lanes;
+  for (int lane = 0; lane < LANES; ++lane) lanes[lane] = lane;
+  for (int block = begin; block <= last / KEYS; ++block) {
+    const size_t place = ((size_t)step.table[tile.chunk * step.most + block] * net.groups + tile.group) * KEYS * width;
+    const uint32_t *key = (const uint32_t*)(keys + place), *value = (const uint32_t*)(values + place);
+    with_rows<HALF_ROWS>(tile.number, [&](auto n) { multiply<n>(key, key + width / 2 * LANES, width / 2, query, acc); });
+    float factor[HALF_ROWS];
+    for (int r = 0; r < tile.number; ++r) {
+      F scores[2];
+      I allowed[2];
+      for (int t = 0; t < 2; ++t) {
+        const I where = lanes + (block * KEYS + t * LANES);
+        allowed[t] = (where <= position[r]) & (position[r] - where < window);
+        scores[t] = allowed[t] ? acc[r][t] * net.scale : all(NOTHING);
+      }
+      const float now = highest(scores[0] > scores[1] ? scores[0] : scores[1]);
+      const float highest_now = now > most[r] ? now : most[r];
+      factor[r] = exponential(all(most[r] - highest_now))[0];
+      most[r] = highest_now;
+      F sums = total[r] * factor[r];
+      for (int t = 0; t < 2; ++t) {
+        const F shares = allowed[t] ? exponential(scores[t] - highest_now) : all(0.0f);
+        sums += shares;
+        narrow(shares, weight[r] + t * LANES);
+      }
+      total[r] = sums;
+    }
+    for (int i = 0; i < width; i += 2 * LANES) {
+      const uint32_t* some = value + i / LANES * (KEYS / 2) * LANES;
+      with_rows<HALF_ROWS>(
+          tile.number, [&](auto n) { multiply<n>(some, some + KEYS / 2 * LANES, KEYS / 2, weights, acc); });
+      for (int r = 0; r < tile.number; ++r)
+        for (int t = 0; t < 2; ++t) {
+          float* to = seen[r] + i + t * LANES;
+          store(to, fma(load<F>(to), all(factor[r]), acc[r][t]));
+        }
+    }
+  }
+  for (int r = 0; r < tile.number; ++r) {
+    const float inverse = 1.0f / sum(total[r]);
+    for (int i = 0; i < width; i += LANES) store(seen[r] + i, load<F>(seen[r] + i) * inverse);
+    room.seen.put(row[r], column[r], seen[r], width);
+  }
+}
+
+// One token's heads: turned; queries kept for the attention, keys and values put into their block
+void place_heads(const Network& net, const Layer& layer, const Step& step, int token, uint16_t* keys, uint16_t* values,
+                 Room& room) {
+  const int width = net.head_width, all_heads = net.heads + 2 * net.groups, position = step.positions[token];
+  float* heads = &room.heads[(size_t)token * all_heads * width];
+  const float* cosines = layer.cosines + (size_t)position * net.turned;
+  const float* sines = layer.sines + (size_t)position * net.turned;
+  const int slot = position % KEYS;
+  const size_t block = (size_t)step.table[room.chunk_of[token] * step.most + position / KEYS] * net.groups;
+  for (int head = 0; head < all_heads; ++head) {
+    float* x = heads + (size_t)head * width;
+    const int group = head < net.heads + net.groups ? head - net.heads : head - net.heads - net.groups;
+    const size_t place = (block + group) * KEYS * width;
+    if (head >= net.heads + net.groups) {
+      for (int i = 0; i < width; ++i)
+        values[place + ((size_t)(i / LANES * (KEYS / 2) + slot / 2) * LANES + i % LANES) * 2 + slot % 2] = narrowed(x[i]);
+      continue;
+    }
+    const float* norm = head < net.heads ? layer.query_norm : layer.key_norm;
+    if (norm) normalise(x, norm, width, net.epsilon, x);
+    rotate(x, cosines, sines, net.turned);
+    if (head < net.heads) {
+      uint16_t* query = &room.queries[((size_t)token * net.heads + head) * width];
+      for (int i = 0; i < width; i += LANES) narrow(load<F>(x + i), query + i);
+      continue;
+    }
+    for (int i = 0; i < width; ++i)
+      keys[place + ((size_t)(slot / LANES * (width / 2) + i / 2) * LANES + slot % LANES) * 2 + i % 2] = narrowed(x[i]);
+  }
+}
+
+void normalised(const float* x, const float* weight, int width, float epsilon, Rows& rows, int row, std::vector<float>& room) {
+  room.resize(width);
+  normalise(x, weight, width, epsilon, room.data());
+  rows.put(row, 0, room.data(), width);
+}
+
+void plan(const Network& net, const Step& step, Room& room) {
+  const int share = net.heads / net.groups, width = net.head_width;
+  room.heads.resize((size_t)step.tokens * (net.heads + 2 * net.groups) * width);
+  room.queries.resize((size_t)step.tokens * net.heads * width);
+  room.gated.resize((size_t)step.tokens * net.inner);
+  room.chunk_of.resize(step.tokens);
+  room.tiles.clear();
+  for (int chunk = 0; chunk < step.chunks; ++chunk) {
+    const int number = step.count[chunk] * share;
+    for (int i = 0; i < step.count[chunk]; ++i) room.chunk_of[step.first[chunk] + i] = chunk;
+    for (int start = (number - 1) / HALF_ROWS * HALF_ROWS; start >= 0; start -= HALF_ROWS)  // the longest first
+      for (int group = 0; group < net.groups; ++group)
+        room.tiles.push_back({chunk, group, start, number - start < HALF_ROWS ? number - start : HALF_ROWS});
+  }
+}
+
+}  // namespace
+
+extern "C" void chatloom_step(const Network* network, const Step* given) {
+  static thread_local Room room_of_the_caller;
+  Room& room = room_of_the_caller;
+  const Network& net = *network;
+  const Step& step = *given;
+  const int tokens = step.tokens, width = net.width;
+  plan(net, step, room);
+#pragma omp parallel num_threads(step.threads)
+  {
+    std::vector<float> own;
+    for (int number = 0; number < net.layers; ++number) {
+      const Layer& layer = net.layer[number];
+      const size_t start = (size_t)number * step.blocks * net.groups * KEYS * net.head_width;
+#pragma omp single
+      {
+        room.rows.shape(layer.joined.bits, tokens, width);
+        room.seen.shape(layer.output.bits, tokens, net.heads * net.head_width);
+        room.inner.shape(layer.down.bits, tokens, net.inner);
+      }
+#pragma omp for
+      for (int token = 0; token < tokens; ++token)
+        normalised(step.x + (size_t)token * width, layer.attention_norm, width, net.epsilon, room.rows, token, own);
+      product(layer.joined, room.rows, tokens, 1, [&](int row, int tile, F first, F second) {
+        float* to = &room.heads[(size_t)row * layer.joined.outputs + tile * LANES];
+        store(to, first);
+        store(to + LANES, second);
+      });
+#pragma omp for
+      for (int token = 0; token < tokens; ++token)
+        place_heads(net, layer, step, token, step.keys + start, step.values + start, room);
+#pragma omp for schedule(dynamic)
+      for (int tile = 0; tile < (int)room.tiles.size(); ++tile)
+        attend(net, layer, step, room.tiles[tile], step.keys + start, step.values + start, room);
+      const auto add = [&](int row, int tile, F first, F second) {
+        float* to = step.x + (size_t)row * width + tile * LANES;
+        store(to, load<F>(to) + first);
+        store(to + LANES, load<F>(to + LANES) + second);
+      };
+      product(layer.output, room.seen, tokens, 1, add);
+#pragma omp for
+      for (int token = 0; token < tokens; ++token)
+        normalised(step.x + (size_t)token * width, layer.feedforward_norm, width, net.epsilon, room.rows, token, own);
+      product(layer.gate_up, room.rows, tokens, net.inner / LANES, [&](int row, int tile, F gate, F up) {
+        store(&room.gated[(size_t)row * net.inner + tile * LANES], gate / (1.0f + exponential(-gate)) * up);
+      });
+#pragma omp for
+      for (int token = 0; token < tokens; ++token)
+        room.inner.put(token, 0, &room.gated[(size_t)token * net.inner], net.inner);
+      product(layer.down, room.inner, tokens, 1, add);
+    }
+#pragma omp single
+    room.last.shape(net.head.bits, step.due, width);
+#pragma omp for
+    for (int row = 0; row < step.due; ++row)
+      normalised(step.x + (size_t)step.ends[row] * width, net.final_norm, width, net.epsilon, room.last, row, own);
+    product(net.head, room.last, step.due, 1, [&](int row, int tile, F first, F second) {
+      float* to = step.logits + (size_t)row * net.head.outputs;
+      put(to, tile * LANES, net.head.outputs, first);
+      put(to, (tile + 1) * LANES, net.head.outputs, second);
+    });
+  }
+}
+
+// (rows, inputs) times a matrix: (rows, outputs)
+extern "C" void chatloom_product(const Matrix* matrix, const float* x, int32_t number, float* to, int32_t threads) {
+  static thread_local Rows rows_of_the_caller;
+  Rows& rows = rows_of_the_caller;
+  const Matrix& m = *matrix;
+  rows.shape(m.bits, number, m.inputs);
+#pragma omp parallel num_threads(threads)
+  {
+#pragma omp for
+    for (int row = 0; row < number; ++row) rows.put(row, 0, x + (size_t)row * m.inputs, m.inputs);
+    product(m, rows, number, 1, [&](int row, int tile, F first, F second) {
+      put(to + (size_t)row * m.outputs, tile * LANES, m.outputs, first);
+      put(to + (size_t)row * m.outputs, (tile + 1) * LANES, m.outputs, second);
+    });
+  }
+}
