@@ -8,6 +8,7 @@ epoch a round, counting the loss on the answers alone. A useful token is one of 
 with its packing off, on (its default, best-fit) and, as everybody does, with rows as long as the longest allowed.
 """
 
+import ctypes
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from comparison import begin, console, in_turn, show
 from transformers.trainer_callback import PrinterCallback
 
 import chatloom
+from chatloom import runtime
 from chatloom.chat.message import Conversation, to_dicts
 from chatloom.data.formats import read_conversations
 from chatloom.data.loader import Loader
@@ -98,11 +100,15 @@ class Ours:
         self.clock = config.clock
 
     def epoch(self) -> float:
-        """Seconds."""
-        started = self.clock()
-        for _ in range(self.loader.steps_per_epoch):
-            self.trainer.step([self.loader.next_batch()])
-        return self.clock() - started
+        """Seconds, with memory kept as `chatloom sft` keeps it, which TRL's users do not ask for."""
+        runtime.keep_freed_memory()
+        try:
+            started = self.clock()
+            for _ in range(self.loader.steps_per_epoch):
+                self.trainer.step([self.loader.next_batch()])
+            return self.clock() - started
+        finally:
+            _give_memory_back()
 
 
 class Peer:
@@ -142,6 +148,14 @@ class Peer:
         started = self.clock()
         self.trainer.train()
         return self.clock() - started
+
+
+def _give_memory_back() -> None:
+    """The C library's own settings again, of which it says in `mallopt`'s manual what they are."""
+    library = ctypes.CDLL(None)
+    for option, value in ((-4, 65536), (-1, 128 << 10), (-2, 128 << 10)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+        library.mallopt(option, value)
+    library.malloc_trim(0)
 
 
 def _rate(num_tokens: int, side: Ours | Peer) -> float:
