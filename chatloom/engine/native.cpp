@@ -328,7 +328,7 @@ template <class End> void product(const Matrix& m, int a, int b, const Rows& row
 // What all threads run through: every output of every row. `partner` is how far on a tile's second one is.
 template <class End> void product(const Matrix& m, const Rows& rows, int number, int partner, End&& end) {
   const int pairs = m.tiles / 2, chunks = (number + CHUNK - 1) / CHUNK;
-  const int together = chunks > 1 ? 1 : pairs / (4 * omp_get_num_threads()) + 1;
+  const int together = number > CHUNK / 4 ? 1 : pairs / (4 * omp_get_num_threads()) + 1;
 #pragma omp for schedule(dynamic, together < 16 ? together : 16)
   for (int task = 0; task < pairs * chunks; ++task) {
     const int pair = task / chunks, from = task % chunks * CHUNK, to = from + CHUNK < number ? from + CHUNK : number;

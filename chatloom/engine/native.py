@@ -76,7 +76,8 @@ def product(matrix: Matrix, rows: Tensor) -> Tensor:
     """`rows` (N, inputs) times the matrix: (N, outputs) in fp32."""
     library = _library()
     assert library is not None
-    rows = F.pad(rows, (0, matrix.inputs - rows.shape[1])).float().contiguous()
+    more = matrix.inputs - rows.shape[1]
+    rows = (F.pad(rows, (0, more)) if more else rows).float().contiguous()
     output = torch.empty(len(rows), matrix.outputs)
     library.chatloom_product(
         ctypes.byref(matrix), rows.data_ptr(), len(rows), output.data_ptr(), torch.get_num_threads()
@@ -98,7 +99,8 @@ def compute(network: Network, step: Step) -> None:
 def padded(weight: Tensor) -> Tensor:
     """Zeros behind inputs and outputs up to whole groups and pairs of tiles."""
     outputs, inputs = weight.shape
-    return F.pad(weight, (0, -inputs % GROUP, 0, -outputs % (2 * LANES)))
+    more = -inputs % GROUP, -outputs % (2 * LANES)
+    return F.pad(weight, (0, more[0], 0, more[1])) if any(more) else weight
 
 
 def laid_out(codes: Tensor, bits: int) -> Tensor:

@@ -5,7 +5,8 @@
 * First come, first served, strictly: a sequence waits until all that came before it run, and when blocks run out the
   youngest gives its own back and is computed again later (Kwon et al. 2023, section 4.5). The oldest is never stopped,
   so each one becomes the oldest or ends before: nobody starves.
-* One exception: who would compute a block that another is computing waits for it, and lets others pass meanwhile.
+* One exception: who would compute a block, or the beginning of one that is marked as common to many, that another is
+  computing waits for it, and lets others pass meanwhile.
 
 Plain Python, and blind to what tokens are: this file imports no torch.
 """
@@ -17,6 +18,8 @@ from chatloom.engine.blocks import Blocks
 
 # So many waiting for others' blocks are looked at in one step, at most.
 _MOST_PASSED = 1024
+# A common beginning of fewer tokens within a block is not worth a step to wait for it, and a copy.
+_WORTH = 8
 
 
 @dataclass(slots=True, eq=False)
@@ -29,6 +32,7 @@ class Sequence:
     num_virtual: int = 0  # the first ones, which need no computing: they are put there
     remember_answer: bool = False  # whether what was generated may be found again, as the prompt always is
     space: bytes = b""  # sequences of different spaces share nothing
+    mark: int = 0  # so many first tokens are those of others who come with it; 0 where that is not known
     blocks: list[int] = field(default_factory=list)
     num_computed: int = 0
     drafted: list[int] = field(default_factory=list)  # guesses of what comes next, computed where there is room
@@ -208,7 +212,7 @@ class Scheduler:
         """Give a sequence its blocks. False: another computes what it needs; None: there are no blocks."""
         blocks, tokens = self.blocks, sequence.tokens
         match = blocks.match(sequence.space, tokens)
-        following = self._block_behind(tokens, len(match.blocks), match.name)
+        following = self._block_behind(sequence, len(match.blocks), match.name)
         if match.num_tokens < len(tokens) - 1 and match.copied is None and following in self._computing:
             return False
         # What is copied is held until the plan is made, or it might be given away before.
@@ -261,8 +265,10 @@ class Scheduler:
         while (sequence._named + 1) * size <= known:
             start = sequence._named * size
             own = sequence.blocks[sequence._named]
+            self._name_mark(sequence, known)
             sequence._parent = self.blocks.name(own, sequence._parent, sequence.tokens[start : start + size])
             sequence._named += 1
+        self._name_mark(sequence, known)
         start = sequence._named * size
         end = known if tail else min(known, sequence.num_prompt)
         ended = end == sequence.num_prompt and not sequence._tail_named
@@ -270,16 +276,29 @@ class Scheduler:
             self.blocks.name(sequence.blocks[sequence._named], sequence._parent, sequence.tokens[start:end])
         sequence._tail_named = sequence._tail_named or known >= sequence.num_prompt
 
-    def _block_behind(self, tokens: list[int], place: int, name: bytes) -> tuple[bytes, tuple[int, ...]]:
-        size = self.blocks.block_size
-        return name, tuple(tokens[place * size : (place + 1) * size])
+    def _name_mark(self, sequence: Sequence, known: int) -> None:
+        """Name the beginning of the next block to be named, if it is marked and computed."""
+        start = sequence._named * self.blocks.block_size
+        if self._marked(sequence, start) and sequence.mark <= known:
+            own = sequence.blocks[sequence._named]
+            self.blocks.name(own, sequence._parent, sequence.tokens[start : sequence.mark])
+
+    def _marked(self, sequence: Sequence, start: int) -> bool:
+        """Whether the mark lies within the block that begins at `start`."""
+        return start + _WORTH <= sequence.mark < start + self.blocks.block_size
+
+    def _block_behind(self, sequence: Sequence, place: int, name: bytes) -> tuple[bytes, tuple[int, ...]]:
+        """What a sequence computes next behind so many blocks: a block, or up to its mark."""
+        start = place * self.blocks.block_size
+        end = sequence.mark if self._marked(sequence, start) else start + self.blocks.block_size
+        return name, tuple(sequence.tokens[start:end])
 
     def _announce(self, sequence: Sequence) -> None:
         """Say which block of its prompt a sequence computes next."""
         self._withdraw(sequence)
         if sequence._stale or sequence.num_computed >= sequence.num_prompt:
             return
-        following = self._block_behind(sequence.tokens, sequence._named, sequence._parent)
+        following = self._block_behind(sequence, sequence._named, sequence._parent)
         if self._computing.setdefault(following, sequence) is sequence:
             sequence._next = following
 

@@ -11,6 +11,8 @@ from chatloom.engine.structured import Matcher
 from chatloom.engine.text import TextStream
 from chatloom.models import Decoder
 
+_ALIKE = 8  # tokens by which prompts that may have more in common are found
+
 
 def each_its_own(
     sampling: SamplingParams | Sequence[SamplingParams], count: int
@@ -77,7 +79,21 @@ def settle(
         )
         row.draw()
         rows.append(row)
+    _mark(rows)
     return rows
+
+
+def _mark(rows: Sequence[Row]) -> None:
+    """Say of rows that begin alike how far, so that it is computed once."""
+    alike: dict[tuple[int, ...], list[Row]] = {}
+    for row in rows:
+        alike.setdefault(tuple(row.tokens[: row.num_virtual + _ALIKE]), []).append(row)
+    for group in alike.values():
+        if len(group) > 1:
+            first, last = (each(row.tokens for row in group) for each in (min, max))  # all others lie between
+            mark = next((place for place, (a, b) in enumerate(zip(first, last)) if a != b), min(len(first), len(last)))
+            for row in group:
+                row.mark = mark
 
 
 def chosen(made: Sequence[Sequence[Completion]], sampling: Sequence[SamplingParams]) -> list[Completion]:

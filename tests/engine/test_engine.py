@@ -8,6 +8,7 @@ import torch
 
 from chatloom.engine.engine import Engine
 from chatloom.engine.request import Completion, SamplingParams, derive_seed
+from chatloom.engine.runner import Runner
 from chatloom.models import Decoder, gpt2
 from chatloom.testing.models import VOCAB_SIZE, tiny_llama
 from chatloom.testing.tokenizer import byte_tokenizer
@@ -334,3 +335,18 @@ def test_progress_counts_up_to_all() -> None:
     assert calls == sorted(calls)
     assert calls[-1] == (7, 7)
     assert len(calls) > 3
+
+
+def test_what_prompts_begin_with_alike_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+    run = Runner.run
+    monkeypatch.setattr(
+        Runner, "run", lambda self, plan: counts.append(sum(n for _, n in plan.chunks)) or run(self, plan)
+    )
+    system, other = list(range(20, 32)), list(range(40, 49))
+    prompts = [[*system, 1, last] for last in range(4)] + [[*other, 2, last] for last in range(3)] + [[5, 6]]
+    params = SamplingParams(max_tokens=2)
+    engine = Engine(tiny_llama(), byte_tokenizer())
+    together = [completion.tokens for completion in engine.generate(prompts, params)]
+    assert counts[:2] == [14 + 11 + 2, 3 * 2 + 2 * 2 + 3]  # those that were first go on by a token each
+    assert together == [engine.generate([prompt], params)[0].tokens for prompt in prompts]

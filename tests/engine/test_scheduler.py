@@ -4,9 +4,10 @@ import random
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from chatloom.engine import scheduler
 from chatloom.engine.blocks import Blocks
 from chatloom.engine.scheduler import Plan, Scheduler, Sequence
 
@@ -31,8 +32,9 @@ class World:
         self.done: list[Wish] = []
         self.num_preempted = self.num_steps = self.num_computed = 0
 
-    def add(self, prompt: list[int], answer: int, *, remember: bool = False) -> Wish:
-        sequence = Sequence(len(self.wishes) + len(self.done), list(prompt), len(prompt), remember_answer=remember)
+    def add(self, prompt: list[int], answer: int, *, remember: bool = False, mark: int = 0) -> Wish:
+        order = len(self.wishes) + len(self.done)
+        sequence = Sequence(order, list(prompt), len(prompt), remember_answer=remember, mark=mark)
         wish = self.wishes[sequence] = Wish(sequence, answer)
         self.scheduler.add(sequence)
         return wish
@@ -84,7 +86,12 @@ class World:
         assert self.scheduler.blocks.num_held == 0
 
 
-@settings(max_examples=80, deadline=None)
+@pytest.fixture(autouse=True)
+def every_mark_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "_WORTH", 1)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 10**6),
     num_blocks=st.integers(6, 40),
@@ -102,7 +109,8 @@ def test_every_request_ends_and_no_block_is_lost(
     for _ in range(40):
         length = chance.randint(1, most - 1)
         prompt = [chance.randrange(2) for _ in range(length)]
-        world.add(prompt, chance.randint(1, min(12, most - length)), remember=chance.random() < 0.5)
+        mark = chance.choice((0, chance.randint(1, length)))
+        world.add(prompt, chance.randint(1, min(12, most - length)), remember=chance.random() < 0.5, mark=mark)
         if chance.random() < 0.2:
             world.cancel(chance.choice(list(world.wishes.values())))
         if chance.random() < 0.05:
@@ -181,6 +189,16 @@ def test_equal_prompts_are_computed_once(length: int) -> None:
     world.finish()
     assert world.num_steps == 2
     assert world.num_computed == length + 4
+
+
+@pytest.mark.parametrize("length", [3, 6, 8, 21])
+def test_a_common_beginning_that_is_marked_is_computed_once(length: int) -> None:
+    world = World(100, 4, max_rows=8, step_tokens=64)
+    for last in range(5):
+        world.add([*range(length), 50 + last, 60, 61], 1, mark=length)
+    world.finish()
+    assert world.num_steps == 2
+    assert world.num_computed == length + 5 * 3
 
 
 def test_a_conversation_goes_on_where_it_was() -> None:

@@ -56,7 +56,11 @@ def test_the_run_shows_them(quickstart: Path) -> None:
     last = read_metrics(quickstart / "reward" / "metrics.jsonl")[-1]
     manifest = json.loads((quickstart / "reward" / "manifest.json").read_text(encoding="utf-8"))
     found = manifest["results"]
-    assert found["held_out_accuracy"]["low"] < found["held_out_accuracy"]["value"] == pytest.approx(last["validation/accuracy"])
+    assert (
+        found["held_out_accuracy"]["low"]
+        < found["held_out_accuracy"]["value"]
+        == pytest.approx(last["validation/accuracy"])
+    )
     assert found["validation/calibration_error"] == last["validation/calibration_error"]
 
 
