@@ -79,12 +79,23 @@ def begin(matchers: Sequence[Matcher | None]) -> Callable[[], dict[int, Tensor |
     return pool.submit(lambda: {place: _mask(matcher) for place, matcher in present.items()}).result
 
 
+def guidance() -> Any:
+    """The package that parses. ValueError, which says how to get it, where it is missing."""
+    try:
+        import llguidance
+    except ImportError:
+        raise ValueError(
+            'a grammar for the answer takes one more package: pip install "chatloom[structured]"; or ask without it'
+        ) from None
+    return llguidance
+
+
 class Grammars:
     """The grammars of one tokenizer, compiled once."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         """`vocab_size` is the model's: tokens that only it has are never written. ValueError without `llguidance`."""
-        self._guidance = _llguidance()
+        self._guidance = guidance()
         special = tokenizer.special
         self._never = [number for number in special.values() if number < vocab_size]
         self._vocab_size = vocab_size
@@ -178,16 +189,6 @@ class Grammars:
                     place, part, found = f"{place}/{step}", inner, True
                     break
         return f"{what} is wrong at {place}: {' '.join(message.split())}"
-
-
-def _llguidance() -> Any:
-    try:
-        import llguidance
-    except ImportError:
-        raise ValueError(
-            'a grammar for the answer takes one more package: pip install "chatloom[structured]"; or ask without it'
-        ) from None
-    return llguidance
 
 
 def _mask(matcher: Matcher) -> Tensor | ValueError:
