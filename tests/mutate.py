@@ -228,6 +228,8 @@ BREAKAGES = tuple(Breakage(*row) for row in (
     ("engine/speculative.py", "own.uniforms = row.uniforms[len(row.logprobs) :]", "pass",
      "engine/test_speculative.py::test_right_guesses_save_steps_and_a_twin_guesses_right",
      "a draft model draws with numbers of its own"),
+    ("engine/engine.py", "            atexit.register(self.stop)  #", "            #",
+     "engine/test_crowds.py::test_a_program_may_end_while_the_engine_works", "the worker is cut off within a product"),
     ("engine/language_model.py", "    if own != other:", "    if False:",
      "engine/test_language_model.py::test_a_draft_of_another_vocabulary_is_refused_before_weights_are_read",
      "a draft model of other tokens is opened"),
