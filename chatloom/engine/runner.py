@@ -189,7 +189,7 @@ class Runner:
         logits: Tensor,
         masks: Mapping[int, Tensor | ValueError],
     ) -> None:
-        """Draw a token for each row from its logits (B, V), where some have masks (V,), and let the row take it.
+        """Draw a token for each row from its logits (B, V), some with a bias (V,), and let the row take it.
 
         A row that is there once more takes another token if the one before is what was guessed.
         """
@@ -203,9 +203,9 @@ class Runner:
         for place, mask in masks.items():
             if isinstance(mask, ValueError):
                 rows[place].error = mask
-        allowed = {place: mask for place, mask in masks.items() if isinstance(mask, Tensor)}
-        if allowed:
-            drawn_from = sampling.allowed_only(drawn_from, list(allowed), list(allowed.values()))
+        biases = {place: mask for place, mask in masks.items() if isinstance(mask, Tensor)}
+        if biases:
+            drawn_from = sampling.biased(drawn_from, biases)
         tokens, logprobs = sampling.sample(
             drawn_from,
             self._uniforms(rows, guesses),

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 _NUM_KEPT = 64  # compiled grammars
+# Eight tokens' biases by the byte that has a bit for each: the first is the lowest.
+_BIASES = np.where(np.arange(256)[:, None] >> np.arange(8) & 1, 0, -np.inf).astype(np.float32)
 _MOST_TRIES = 100  # to find the part of a schema that an error is about
 # Small models like to write blanks for ever, so there may be one, or a line end and an indentation.
 _LAYOUT = {"whitespace_pattern": r" ?|\n {0,16}"}
@@ -51,18 +53,21 @@ class Matcher:
         self._ends = list(ends)
         self._never = list(never)
 
-    def allowed(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Which tokens may come next, (V,), 1 or 0. ValueError if none may, or the grammar has become too complex."""
+    def bias(self) -> Tensor:
+        """What makes a choice of what may come next, added to the logits: (V,) fp32, 0 or -inf.
+
+        ValueError if nothing may come, or the grammar has become too complex.
+        """
         bits = np.frombuffer(self._parser.compute_bitmask(), dtype=np.uint8)
-        found = np.unpackbits(bits, bitorder="little")[: self._num_tokens]
-        found[self._never] = 0
-        found[self._ends] = self._parser.is_accepting()
+        found = _BIASES.take(bits, axis=0).ravel()[: self._num_tokens]
+        found[self._never] = -np.inf
+        found[self._ends] = 0 if self._parser.is_accepting() else -np.inf
         problem = self._parser.get_error()
         if problem and "NoExtension" not in problem:
             raise ValueError(f"the grammar became too complex: {_first_line(problem)}")
-        if not found.any():
+        if found.max() < 0:
             raise ValueError("the grammar cannot go on: no token of the vocabulary may come next; use a wider one")
-        return found
+        return torch.from_numpy(found)
 
     def take(self, token: int) -> bool:
         """Go on by a token that was allowed and ends nothing; returns whether nothing may follow it."""
@@ -71,12 +76,12 @@ class Matcher:
 
 
 def begin(matchers: Sequence[Matcher | None]) -> Callable[[], dict[int, Tensor | ValueError]]:
-    """Start to compute what may come next; the result waits for it: a mask (V,) by place, or what went wrong."""
+    """Start to compute what may come next; the result waits for it: a bias (V,) by place, or what went wrong."""
     present = {place: matcher for place, matcher in enumerate(matchers) if matcher is not None}
     if not present:
         return dict
     pool = next(iter(present.values())).pool
-    return pool.submit(lambda: {place: _mask(matcher) for place, matcher in present.items()}).result
+    return pool.submit(lambda: {place: _bias(matcher) for place, matcher in present.items()}).result
 
 
 def guidance() -> Any:
@@ -125,7 +130,7 @@ class Grammars:
         parser = self._parser(written)
         if parser.is_error():
             raise ValueError(self._explained(grammar, parser.get_error()))
-        self._begun(parser, ()).allowed()  # something must fit
+        self._begun(parser, ()).bias()  # something must fit
         return parser
 
     def _begun(self, parser: "LLMatcher", ends: Sequence[int]) -> Matcher:
@@ -191,9 +196,9 @@ class Grammars:
         return f"{what} is wrong at {place}: {' '.join(message.split())}"
 
 
-def _mask(matcher: Matcher) -> Tensor | ValueError:
+def _bias(matcher: Matcher) -> Tensor | ValueError:
     try:
-        return torch.from_numpy(matcher.allowed()).bool()
+        return matcher.bias()
     except ValueError as error:
         return error
 
