@@ -159,7 +159,7 @@ class Runner:
                 rows += [row] * (1 + len(guessed))
                 guesses += [None, *guessed]
                 ends += range(len(tokens) - 1 - len(guessed), len(tokens))
-        masks = structured.begin([row.matcher for row in rows])  # computed beside the model
+        masks = structured.begin([row.matcher for row in rows], guesses)  # computed beside the model
         self.cache.begin([Chunk(row.blocks, row.num_computed, count) for row, count in plan.chunks])
         hidden = self.model.hidden(torch.tensor([tokens], device=self._device), cache=self.cache)[0]  # (N, C)
         if not rows:
@@ -200,9 +200,6 @@ class Runner:
         drawn_from = logits
         if any(param.changes_logits for param in params):
             drawn_from = sampling.changed(logits, _changes(rows))
-        for place, mask in masks.items():
-            if isinstance(mask, ValueError):
-                rows[place].error = mask
         biases = {place: mask for place, mask in masks.items() if isinstance(mask, Tensor)}
         if biases:
             drawn_from = sampling.biased(drawn_from, biases)
@@ -221,11 +218,15 @@ class Runner:
             if most:
                 _note_likeliest(rows, every, most)
         right = True
-        for row, guess, token, logprob in zip(rows, guesses, tokens.tolist(), logprobs.tolist()):
+        drawn = zip(rows, guesses, tokens.tolist(), logprobs.tolist())
+        for place, (row, guess, token, logprob) in enumerate(drawn):
             right = guess is None or (right and row.tokens[-1] == guess)
             if row.ended or not right:
                 continue
-            if math.isfinite(logprob):
+            stuck = masks.get(place)
+            if isinstance(stuck, ValueError):
+                row.error = stuck
+            elif math.isfinite(logprob):
                 row.take(token, logprob)
             else:
                 row.error = NotFinite(

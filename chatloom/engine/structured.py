@@ -69,19 +69,68 @@ class Matcher:
             raise ValueError("the grammar cannot go on: no token of the vocabulary may come next; use a wider one")
         return torch.from_numpy(found)
 
+    def biases(self, guesses: Sequence[int]) -> list[Tensor | ValueError]:
+        """As `bias`, for what comes next and for what comes behind each of some guesses, or what went wrong.
+
+        A guess that may not come, and what is behind it, is never asked about: an error stands in for its bias.
+        """
+        found: list[Tensor | ValueError] = []
+        fork = self
+        for guess in (None, *guesses):
+            if guess is not None:
+                fork = self.fork() if fork is self else fork
+                if not fork._parser.consume_token(guess) or fork._parser.is_stopped():
+                    break
+            try:
+                found.append(fork.bias())
+            except ValueError as error:
+                found.append(error)
+                break
+        return found + [ValueError("behind a wrong guess")] * (1 + len(guesses) - len(found))
+
+    def forced(self, most: int) -> list[int]:
+        """What must come next, whatever the model would rather say: at most so many tokens, often none."""
+        tokens: list[int] = self._parser.compute_ff_tokens()
+        return tokens[:most]
+
+    def fork(self) -> "Matcher":
+        """Another at the same place, which goes its own way."""
+        parser = self._parser.deep_copy()
+        return Matcher(parser, num_tokens=self._num_tokens, ends=self._ends, never=self._never, pool=self.pool)
+
     def take(self, token: int) -> bool:
         """Go on by a token that was allowed and ends nothing; returns whether nothing may follow it."""
         taken = self._parser.consume_token(token)
         return taken and self._parser.is_stopped()
 
 
-def begin(matchers: Sequence[Matcher | None]) -> Callable[[], dict[int, Tensor | ValueError]]:
-    """Start to compute what may come next; the result waits for it: a bias (V,) by place, or what went wrong."""
-    present = {place: matcher for place, matcher in enumerate(matchers) if matcher is not None}
+def begin(
+    matchers: Sequence[Matcher | None], guesses: Sequence[int | None]
+) -> Callable[[], dict[int, Tensor | ValueError]]:
+    """Start to compute what may come next; the result waits for it: a bias (V,) by place, or what went wrong.
+
+    A matcher that is there once more is at the place behind its guess, and those before.
+    """
+    present: dict[int, tuple[Matcher, list[int]]] = {}
+    behind = list[int]()
+    for place, (matcher, guess) in enumerate(zip(matchers, guesses)):
+        if matcher is None:
+            continue
+        if guess is None:
+            present[place] = matcher, (behind := [])
+        else:
+            behind.append(guess)
     if not present:
         return dict
-    pool = next(iter(present.values())).pool
-    return pool.submit(lambda: {place: _bias(matcher) for place, matcher in present.items()}).result
+    pool = next(iter(present.values()))[0].pool
+
+    def compute() -> dict[int, Tensor | ValueError]:
+        found: dict[int, Tensor | ValueError] = {}
+        for place, (matcher, own) in present.items():
+            found.update(enumerate(matcher.biases(own), place))
+        return found
+
+    return pool.submit(compute).result
 
 
 def guidance() -> Any:
@@ -194,13 +243,6 @@ class Grammars:
                     place, part, found = f"{place}/{step}", inner, True
                     break
         return f"{what} is wrong at {place}: {' '.join(message.split())}"
-
-
-def _bias(matcher: Matcher) -> Tensor | ValueError:
-    try:
-        return matcher.bias()
-    except ValueError as error:
-        return error
 
 
 def _calls(tools: Mapping[str, Any]) -> list[Any]:
