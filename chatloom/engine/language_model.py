@@ -184,8 +184,9 @@ def load(
         dtype: None as saved (a quantised file: fp32), "fp32" or "bf16". "int8" and "int4" round the matrices that
             generation reads; `.model`, and what is saved, stay as they were.
         device: None for the best there is, "cpu", "cuda", "cuda:1", ...
-        draft: guesses the next tokens while few answers are under way, which then come sooner and stay the same:
-            "lookup" takes them from the text so far, and any `ref` is a smaller model of the same tokenizer.
+        draft: guesses the next tokens while few answers are under way, which then come sooner and stay the same (up to
+            the rounding of `dtype`): "lookup" takes them from the text so far, and any `ref` is a smaller model of the
+            same tokenizer.
         batch_invariant: an answer does not depend on what is generated beside it; False is faster for int4.
 
     Raises:

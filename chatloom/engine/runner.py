@@ -160,7 +160,7 @@ class Runner:
                 guesses += [None, *guessed]
                 ends += range(len(tokens) - 1 - len(guessed), len(tokens))
         masks = structured.begin([row.matcher for row in rows], guesses)  # computed beside the model
-        self.cache.begin([Chunk(row.blocks, row.num_computed, count) for row, count in plan.chunks])
+        self.cache.begin([chunk for row, count in plan.chunks for chunk in _chunks(row, count)])
         hidden = self.model.hidden(torch.tensor([tokens], device=self._device), cache=self.cache)[0]  # (N, C)
         if not rows:
             return rows
@@ -254,6 +254,13 @@ class Runner:
         if all(value is None for value in values):
             return None
         return self._setting([everything if value is None else value for value in values])
+
+
+def _chunks(row: Scheduled, count: int) -> list[Chunk]:
+    """Guesses are tokens of one each: they attend as they would without guesses, to the last bit."""
+    if row.num_missing > 1:
+        return [Chunk(row.blocks, row.num_computed, count)]
+    return [Chunk(row.blocks, row.num_computed + place, 1) for place in range(count)]
 
 
 def _changes(rows: Sequence[Row]) -> list[sampling.Change]:

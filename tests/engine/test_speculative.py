@@ -14,6 +14,7 @@ from chatloom.engine.grammar import Grammar
 from chatloom.engine.request import SamplingParams
 from chatloom.engine.runner import Row
 from chatloom.engine.speculative import Drafter, DraftModel, PromptLookup
+from chatloom.nn.paged import Chunk, Paged
 from chatloom.testing.models import tiny_llama
 from chatloom.testing.tokenizer import byte_tokenizer
 
@@ -250,3 +251,25 @@ def test_the_distribution_is_the_models(kind: str) -> None:
 def test_settings_that_make_no_sense(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_guess_attends_as_a_token_without_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of one token each: another way of computing the same sum would round otherwise, and bf16 shows it."""
+    counts: list[list[int]] = []
+    begin = Paged.begin
+
+    def noted(self: Paged, chunks: Sequence[Chunk]) -> None:
+        counts.append([chunk.count for chunk in chunks])
+        begin(self, chunks)
+
+    monkeypatch.setattr(Paged, "begin", noted)
+    drafter = Scripted(lambda row: [*PLAIN.generate([row.tokens], replace(GREEDY, max_tokens=1))[0].tokens, 1, 2])
+    engine = Engine(MODEL, TOKENIZER, drafter=drafter, max_batch=8, step_tokens=16)
+    expected = PLAIN.generate([PROMPTS[0], PROMPTS[2]], GREEDY)
+    counts.clear()
+    guessing = engine.submit(PROMPTS[0], GREEDY)
+    next(guessing)
+    beside = engine.submit(PROMPTS[2], GREEDY)  # its prompt comes in pieces
+    assert [guessing.result().tokens, beside.result().tokens] == [each.tokens for each in expected]
+    assert [1, 1, 1, 1, 12] in counts  # a token and three guesses, beside a prompt
+    assert all(each == sorted(each) for each in counts)  # those of one token come first
