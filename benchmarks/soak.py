@@ -30,6 +30,7 @@ from chatloom import runtime
 from chatloom.engine.engine import Engine
 from chatloom.engine.grammar import Grammar
 from chatloom.engine.request import MAX_SEED, Overloaded, SamplingParams
+from chatloom.engine.speculative import PromptLookup
 from chatloom.evals import plots
 from chatloom.testing.models import tiny_llama
 from chatloom.testing.tokenizer import byte_tokenizer
@@ -64,6 +65,8 @@ class Config:
     longest: int = 96
     cache_tokens: int = 1024
     seed: int = 0
+    # Guess tokens by prompt look-up while few requests run.
+    draft: bool = True
     # How much the line through the resident memory may rise, in per cent of it, or 8 MiB where that is more.
     tolerance: float = 2.0
     # Draw the memory into this file.
@@ -80,6 +83,7 @@ def opened(config: Config) -> Engine:
     """The engine, small enough to be crowded."""
     options: dict[str, Any] = {"max_batch": config.max_batch, "cache_tokens": config.cache_tokens}
     options |= {"max_waiting": 2 * config.clients, "step_tokens": 64}
+    options["drafter"] = PromptLookup(shortest=1, max_rows=config.max_batch) if config.draft else None
     if config.model == "tiny":
         return Engine(tiny_llama(context_length=2 * config.longest + 64), byte_tokenizer(), **options)
     lm = chatloom.load(config.model, dtype=config.dtype)
