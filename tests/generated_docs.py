@@ -212,7 +212,7 @@ def _row(option: Option) -> str:
     name = f"`{option.name}`"
     if option.kind == "flag":
         name += f", `--no-{option.field.replace('_', '-')}`"
-    default = "required" if option.default is None else f"`{option.default}`"
+    default = "required" if option.default is None else f"`{option.default}`" if option.default else "none"
     return f"| {name} | {option.kind} | {default} | {option.text} |".replace("\\", "\\\\")
 
 

@@ -11,6 +11,7 @@ The model is put into evaluation mode while a token is computed and left in the 
 work to a thread of its own; then any number of threads may submit, read and cancel.
 """
 
+import atexit
 import contextlib
 import itertools
 import threading
@@ -184,11 +185,13 @@ class Engine:
         if self._worker is None:
             self._worker = threading.Thread(target=self._serve, name="engine", daemon=True)
             self._worker.start()
+            atexit.register(self.stop)  # a thread that is cut off within a product takes the process down
 
     def stop(self) -> None:
         """End the thread. Requests under way stay; whoever reads them computes."""
         worker, self._worker = self._worker, None
         if worker is not None:
+            atexit.unregister(self.stop)
             self._work.set()
             worker.join()
             self._tell()

@@ -5,20 +5,24 @@ ends with the tokens that this format trains as the end. Nothing about a model i
 """
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from chatloom import checkpoint, runtime
 from chatloom.chat.message import Message, conversation
 from chatloom.chat.render import ChatFormat
+from chatloom.config import nearest
 from chatloom.engine.engine import Engine
 from chatloom.engine.grammar import Grammar
-from chatloom.engine.request import AnyEngine, Completion, SamplingParams
+from chatloom.engine.request import GREEDY, AnyEngine, Completion, SamplingParams
+from chatloom.engine.speculative import Drafter, DraftModel, PromptLookup
 from chatloom.models import Decoder
 from chatloom.tokenizers.bpe import Tokenizer
 
 Messages = Iterable[Mapping[str, Any] | Message]
 
+LOOKUP = "lookup"  # as a draft: what the text itself said before
 DTYPES = ("fp32", "bf16", *runtime.QUANTISED)
 
 
@@ -47,6 +51,7 @@ class LanguageModel:
         seed: int | None = None,
         stop: Sequence[str] = (),
         grammar: Grammar | None = None,
+        **more: Any,
     ) -> str:
         """The assistant's answer to a conversation.
 
@@ -59,12 +64,17 @@ class LanguageModel:
             seed: makes a sampled answer repeatable.
             stop: strings before which the answer ends.
             grammar: what the answer may be, such as `Grammar.json_schema(...)`; None is any text.
+            more: any other field of `SamplingParams`: `min_p`, `repetition_penalty`, `logit_bias`, `best_of`, ...
 
         Raises:
-            ValueError: a malformed conversation, one too long for the context, or a parameter out of range.
+            ValueError: a malformed conversation, one too long for the context, a parameter that there is not or that
+                is out of range.
         """
         ends = self.chat_format.stop_tokens
-        sampling = _sampling(max_tokens, temperature, top_k, top_p, seed, stop, ends, grammar)
+        sampling = _sampling(ends, max_tokens, temperature, top_k, top_p, seed, stop, grammar, more)
+        for name in ("n", "top_logprobs"):
+            if getattr(sampling, name) != getattr(GREEDY, name):
+                raise ValueError(f"{name} is given, and `chat` returns one text; use `generate` with `prompt_tokens`")
         return self.engine.generate([self.prompt_tokens(messages)], sampling)[0].text
 
     def stream(
@@ -78,10 +88,11 @@ class LanguageModel:
         seed: int | None = None,
         stop: Sequence[str] = (),
         grammar: Grammar | None = None,
+        **more: Any,
     ) -> Generator[str, None, Completion]:
         """As `chat`, in pieces of text as they come, whole characters each; the generator returns the Completion."""
         ends = self.chat_format.stop_tokens
-        sampling = _sampling(max_tokens, temperature, top_k, top_p, seed, stop, ends, grammar)
+        sampling = _sampling(ends, max_tokens, temperature, top_k, top_p, seed, stop, grammar, more)
         return self.engine.stream(self.prompt_tokens(messages), sampling)
 
     def generate(
@@ -95,8 +106,9 @@ class LanguageModel:
         seed: int | None = None,
         stop: Sequence[str] = (),
         grammar: Grammar | None = None,
+        **more: Any,
     ) -> list[Completion]:
-        """Continue raw prompts, without a chat template; one completion each, in order.
+        """Continue raw prompts, without a chat template; one completion each, or `n`, in order.
 
         A prompt that is text gets the begin-of-text token before it, as every training document has; a prompt that is
         tokens is taken as it is. Completions end at the end of text or of a turn. With a `seed`, prompt i is sampled
@@ -106,7 +118,7 @@ class LanguageModel:
             raise ValueError(f"prompts is the text {prompts!r:.60}; give a list, such as [text]")
         tokenizer = self.tokenizer
         ends = [tokenizer.special[name] for name in (tokenizer.eos_token, tokenizer.end_of_turn_token) if name]
-        sampling = _sampling(max_tokens, temperature, top_k, top_p, seed, stop, ends, grammar)
+        sampling = _sampling(ends, max_tokens, temperature, top_k, top_p, seed, stop, grammar, more)
         return self.engine.generate([self._raw(prompt) for prompt in prompts], sampling)
 
     def prompt_tokens(self, messages: Messages) -> list[int]:
@@ -131,25 +143,38 @@ class LanguageModel:
 
 
 def _sampling(
+    stop_tokens: Sequence[int],
     max_tokens: int,
     temperature: float,
     top_k: int | None,
     top_p: float | None,
     seed: int | None,
     stop: Sequence[str],
-    stop_tokens: Sequence[int],
     grammar: Grammar | None,
+    more: Mapping[str, Any],
 ) -> SamplingParams:
+    """Parameters with the fields named in `more`, whose own `stop_tokens` are further ones."""
+    known = [field.name for field in fields(SamplingParams)]
+    for name in more:
+        if name not in known:
+            raise ValueError(f"there is no sampling option {name!r}{nearest(name, known)}")
     texts = (stop,) if isinstance(stop, str) else tuple(stop)
-    ends = tuple(dict.fromkeys(stop_tokens))
-    return SamplingParams(max_tokens, temperature, top_k, top_p, seed, texts, ends, grammar=grammar)
+    ends = tuple(dict.fromkeys((*stop_tokens, *more.get("stop_tokens", ()))))
+    rest = {name: value for name, value in more.items() if name != "stop_tokens"}
+    return SamplingParams(max_tokens, temperature, top_k, top_p, seed, texts, ends, grammar=grammar, **rest)
 
 
 def _own_dtype(model: Decoder) -> str:
     return "bf16" if model.embedding.weight.dtype == runtime.pick_dtype("bf16") else "fp32"
 
 
-def load(ref: str | Path, *, dtype: str | None = None, device: str | None = None) -> LanguageModel:
+def load(
+    ref: str | Path,
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    draft: str | Path | None = None,
+) -> LanguageModel:
     """Open a language model.
 
     Args:
@@ -158,14 +183,38 @@ def load(ref: str | Path, *, dtype: str | None = None, device: str | None = None
         dtype: None as saved (a quantised file: fp32), "fp32" or "bf16". "int8" and "int4" round the matrices that
             generation reads; `.model`, and what is saved, stay as they were.
         device: None for the best there is, "cpu", "cuda", "cuda:1", ...
+        draft: guesses the next tokens while few answers are under way, which then come sooner and stay the same (up to
+            the rounding of `dtype`): "lookup" takes them from the text so far, and any `ref` is a smaller model of the
+            same tokenizer.
 
     Raises:
-        ValueError: nothing there, a run that has not finished, files missing or damaged, an unsupported model.
+        ValueError: nothing there, a run that has not finished, files missing or damaged, an unsupported model, a
+            draft model of another vocabulary.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; allowed: None (as saved), {', '.join(map(repr, DTYPES))}")
+    drafter = None if draft is None else _drafter(draft, ref, dtype, device)  # first, for it may not fit
+    opened, autocast = _open(ref, dtype, device)
+    engine = Engine(opened.model, opened.tokenizer, autocast=autocast, drafter=drafter)
+    return LanguageModel(opened.model, opened.chat, engine=engine)
+
+
+def _open(ref: str | Path, dtype: str | None, device: str | None) -> tuple[checkpoint.Pretrained, str]:
+    """A model, and what its engine computes in."""
     quantised = dtype if dtype in runtime.QUANTISED else None
     opened = checkpoint.load_pretrained(ref, device=runtime.pick_device(device), dtype=None if quantised else dtype)
-    autocast = quantised or _own_dtype(opened.model)
-    engine = Engine(opened.model, opened.tokenizer, autocast=autocast)
-    return LanguageModel(opened.model, opened.chat, engine=engine)
+    return opened, quantised or _own_dtype(opened.model)
+
+
+def _drafter(draft: str | Path, ref: str | Path, dtype: str | None, device: str | None) -> Drafter:
+    if draft == LOOKUP:
+        return PromptLookup()
+    own, other = (checkpoint.load_chat(each).tokenizer.vocabulary for each in (ref, draft))
+    if own != other:
+        apart = len(own.items() ^ other.items())
+        raise ValueError(
+            f"the draft model {draft} has not the vocabulary of {ref}: {apart} tokens are in one alone; give a model "
+            f"of the same tokenizer, or {LOOKUP!r}"
+        )
+    opened, autocast = _open(draft, dtype, device)
+    return DraftModel(Engine(opened.model, opened.tokenizer, autocast=autocast))

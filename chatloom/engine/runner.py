@@ -162,8 +162,8 @@ class Runner:
                 rows += [row] * (1 + len(guessed))
                 guesses += [None, *guessed]
                 ends += range(len(tokens) - 1 - len(guessed), len(tokens))
-        masks = structured.begin([row.matcher for row in rows])  # computed beside the model
-        self.cache.begin([Chunk(row.blocks, row.num_computed, count) for row, count in plan.chunks])
+        masks = structured.begin([row.matcher for row in rows], guesses)  # computed beside the model
+        self.cache.begin([chunk for row, count in plan.chunks for chunk in _chunks(row, count)])
         logits = self._logits(tokens, ends)
         if not rows:
             return rows
@@ -199,7 +199,7 @@ class Runner:
         logits: Tensor,
         masks: Mapping[int, Tensor | ValueError],
     ) -> None:
-        """Draw a token for each row from its logits (B, V), where some have masks (V,), and let the row take it.
+        """Draw a token for each row from its logits (B, V), some with a bias (V,), and let the row take it.
 
         A row that is there once more takes another token if the one before is what was guessed.
         """
@@ -210,12 +210,9 @@ class Runner:
         drawn_from = logits
         if any(param.changes_logits for param in params):
             drawn_from = sampling.changed(logits, _changes(rows))
-        for place, mask in masks.items():
-            if isinstance(mask, ValueError):
-                rows[place].error = mask
-        allowed = {place: mask for place, mask in masks.items() if isinstance(mask, Tensor)}
-        if allowed:
-            drawn_from = sampling.allowed_only(drawn_from, list(allowed), list(allowed.values()))
+        biases = {place: mask for place, mask in masks.items() if isinstance(mask, Tensor)}
+        if biases:
+            drawn_from = sampling.biased(drawn_from, biases)
         tokens, logprobs = sampling.sample(
             drawn_from,
             self._uniforms(rows, guesses),
@@ -231,11 +228,15 @@ class Runner:
             if most:
                 _note_likeliest(rows, every, most)
         right = True
-        for row, guess, token, logprob in zip(rows, guesses, tokens.tolist(), logprobs.tolist()):
+        drawn = zip(rows, guesses, tokens.tolist(), logprobs.tolist())
+        for place, (row, guess, token, logprob) in enumerate(drawn):
             right = guess is None or (right and row.tokens[-1] == guess)
             if row.ended or not right:
                 continue
-            if math.isfinite(logprob):
+            stuck = masks.get(place)
+            if isinstance(stuck, ValueError):
+                row.error = stuck
+            elif math.isfinite(logprob):
                 row.take(token, logprob)
             else:
                 row.error = NotFinite(
@@ -263,6 +264,13 @@ class Runner:
         if all(value is None for value in values):
             return None
         return self._setting([everything if value is None else value for value in values])
+
+
+def _chunks(row: Scheduled, count: int) -> list[Chunk]:
+    """Guesses are tokens of one each: they attend as they would without guesses, to the last bit."""
+    if row.num_missing > 1:
+        return [Chunk(row.blocks, row.num_computed, count)]
+    return [Chunk(row.blocks, row.num_computed + place, 1) for place in range(count)]
 
 
 def _changes(rows: Sequence[Row]) -> list[sampling.Change]:

@@ -135,7 +135,7 @@ class Scheduler:
             self.blocks.drop(origin)
         plan.moves = [(origin, target) for target, origin in self.blocks.moves.items()]
         self.blocks.moves.clear()
-        plan.chunks.sort(key=lambda chunk: chunk[1] > 1)  # stable
+        plan.chunks.sort(key=lambda chunk: (chunk[1] > 1) + (chunk[0].num_missing > 1))  # stable
         return plan
 
     def advance(self, plan: Plan) -> None:

@@ -7,6 +7,7 @@
 * Guesses come from the text itself, by what followed its last tokens before (Saxena 2023, Prompt Lookup Decoding), or
   from a smaller model, which draws with the same random numbers: where the two distributions are alike, so are the
   tokens (Daliri, Musco, Suresh 2025, Coupling without Communication and Drafter-Invariant Speculative Decoding).
+* What a grammar forces is a guess, too.
 * A processor that many rows keep busy gains nothing by guesses: with more than `max_rows` rows there are none.
 """
 
@@ -86,9 +87,10 @@ class DraftModel:
             text = row.tokens[row.num_virtual :]
             if len(text) + count > self.engine.context_length:
                 continue
-            asked = replace(row.sampling, max_tokens=count, stop=(), n=1, best_of=None)
+            asked = replace(row.sampling, max_tokens=count, stop=(), n=1, best_of=None, grammar=None)
             [own] = self.engine._rows([text], [asked], [row.seed])
             own.uniforms = row.uniforms[len(row.logprobs) :]
+            own.matcher = None if row.matcher is None else row.matcher.fork()
             own.remember_answer = True  # the next guess begins with what is kept of this one
             guesses[place] = own
         self.engine._complete(list(guesses.values()))
@@ -104,6 +106,10 @@ def propose(drafter: Drafter, running: Sequence[Scheduled], *, num_waiting: int)
         return
     pairs = [(row, min(drafter.num_tokens, row.limit - len(row.logprobs) - 1)) for row in rows if _pays(row)]
     pairs = [(row, count) for row, count in pairs if count > 0]
+    for row, count in pairs:
+        if row.matcher is not None:
+            row.drafted = row.matcher.forced(count)
+    pairs = [(row, count) for row, count in pairs if not row.drafted]
     if pairs:
         guesses = drafter.draft([row for row, _ in pairs], [count for _, count in pairs])
         for (row, _), guess in zip(pairs, guesses):
@@ -111,9 +117,9 @@ def propose(drafter: Drafter, running: Sequence[Scheduled], *, num_waiting: int)
 
 
 def _pays(row: Row) -> bool:
-    """Whether a row waits for one token that its own distribution alone decides, and guesses have been right."""
+    """Whether a row waits for one token that its distribution and grammar alone decide, and guesses have been right."""
     params = row.sampling
-    if row.num_missing != 1 or params.grammar is not None or params.changes_logits or params.top_logprobs:
+    if row.num_missing != 1 or params.changes_logits or params.top_logprobs:
         return False
     good = row.num_guessed < _AFTER or row.num_right >= _LEAST_SHARE * row.num_guessed
     return good or len(row.logprobs) % _EVERY == 0

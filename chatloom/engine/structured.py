@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 _NUM_KEPT = 64  # compiled grammars
+# Eight tokens' biases by the byte that has a bit for each: the first is the lowest.
+_BIASES = np.where(np.arange(256)[:, None] >> np.arange(8) & 1, 0, -np.inf).astype(np.float32)
 _MOST_TRIES = 100  # to find the part of a schema that an error is about
 # Small models like to write blanks for ever, so there may be one, or a line end and an indentation.
 _LAYOUT = {"whitespace_pattern": r" ?|\n {0,16}"}
@@ -51,18 +53,50 @@ class Matcher:
         self._ends = list(ends)
         self._never = list(never)
 
-    def allowed(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Which tokens may come next, (V,), 1 or 0. ValueError if none may, or the grammar has become too complex."""
+    def bias(self) -> Tensor:
+        """What makes a choice of what may come next, added to the logits: (V,) fp32, 0 or -inf.
+
+        ValueError if nothing may come, or the grammar has become too complex.
+        """
         bits = np.frombuffer(self._parser.compute_bitmask(), dtype=np.uint8)
-        found = np.unpackbits(bits, bitorder="little")[: self._num_tokens]
-        found[self._never] = 0
-        found[self._ends] = self._parser.is_accepting()
+        found = _BIASES.take(bits, axis=0).ravel()[: self._num_tokens]
+        found[self._never] = -np.inf
+        found[self._ends] = 0 if self._parser.is_accepting() else -np.inf
         problem = self._parser.get_error()
         if problem and "NoExtension" not in problem:
             raise ValueError(f"the grammar became too complex: {_first_line(problem)}")
-        if not found.any():
+        if found.max() < 0:
             raise ValueError("the grammar cannot go on: no token of the vocabulary may come next; use a wider one")
-        return found
+        return torch.from_numpy(found)
+
+    def biases(self, guesses: Sequence[int]) -> list[Tensor | ValueError]:
+        """As `bias`, for what comes next and for what comes behind each of some guesses, or what went wrong.
+
+        A guess that may not come, and what is behind it, is never asked about: an error stands in for its bias.
+        """
+        found: list[Tensor | ValueError] = []
+        fork = self
+        for guess in (None, *guesses):
+            if guess is not None:
+                fork = self.fork() if fork is self else fork
+                if not fork._parser.consume_token(guess) or fork._parser.is_stopped():
+                    break
+            try:
+                found.append(fork.bias())
+            except ValueError as error:
+                found.append(error)
+                break
+        return found + [ValueError("behind a wrong guess")] * (1 + len(guesses) - len(found))
+
+    def forced(self, most: int) -> list[int]:
+        """What must come next, whatever the model would rather say: at most so many tokens, often none."""
+        tokens: list[int] = self._parser.compute_ff_tokens()
+        return tokens[:most]
+
+    def fork(self) -> "Matcher":
+        """Another at the same place, which goes its own way."""
+        parser = self._parser.deep_copy()
+        return Matcher(parser, num_tokens=self._num_tokens, ends=self._ends, never=self._never, pool=self.pool)
 
     def take(self, token: int) -> bool:
         """Go on by a token that was allowed and ends nothing; returns whether nothing may follow it."""
@@ -70,13 +104,44 @@ class Matcher:
         return taken and self._parser.is_stopped()
 
 
-def begin(matchers: Sequence[Matcher | None]) -> Callable[[], dict[int, Tensor | ValueError]]:
-    """Start to compute what may come next; the result waits for it: a mask (V,) by place, or what went wrong."""
-    present = {place: matcher for place, matcher in enumerate(matchers) if matcher is not None}
+def begin(
+    matchers: Sequence[Matcher | None], guesses: Sequence[int | None]
+) -> Callable[[], dict[int, Tensor | ValueError]]:
+    """Start to compute what may come next; the result waits for it: a bias (V,) by place, or what went wrong.
+
+    A matcher that is there once more is at the place behind its guess, and those before.
+    """
+    present: dict[int, tuple[Matcher, list[int]]] = {}
+    behind = list[int]()
+    for place, (matcher, guess) in enumerate(zip(matchers, guesses)):
+        if matcher is None:
+            continue
+        if guess is None:
+            present[place] = matcher, (behind := [])
+        else:
+            behind.append(guess)
     if not present:
         return dict
-    pool = next(iter(present.values())).pool
-    return pool.submit(lambda: {place: _mask(matcher) for place, matcher in present.items()}).result
+    pool = next(iter(present.values()))[0].pool
+
+    def compute() -> dict[int, Tensor | ValueError]:
+        found: dict[int, Tensor | ValueError] = {}
+        for place, (matcher, own) in present.items():
+            found.update(enumerate(matcher.biases(own), place))
+        return found
+
+    return pool.submit(compute).result
+
+
+def guidance() -> Any:
+    """The package that parses. ValueError, which says how to get it, where it is missing."""
+    try:
+        import llguidance
+    except ImportError:
+        raise ValueError(
+            'a grammar for the answer takes one more package: pip install "chatloom[structured]"; or ask without it'
+        ) from None
+    return llguidance
 
 
 class Grammars:
@@ -84,7 +149,7 @@ class Grammars:
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         """`vocab_size` is the model's: tokens that only it has are never written. ValueError without `llguidance`."""
-        self._guidance = _llguidance()
+        self._guidance = guidance()
         special = tokenizer.special
         self._never = [number for number in special.values() if number < vocab_size]
         self._vocab_size = vocab_size
@@ -114,7 +179,7 @@ class Grammars:
         parser = self._parser(written)
         if parser.is_error():
             raise ValueError(self._explained(grammar, parser.get_error()))
-        self._begun(parser, ()).allowed()  # something must fit
+        self._begun(parser, ()).bias()  # something must fit
         return parser
 
     def _begun(self, parser: "LLMatcher", ends: Sequence[int]) -> Matcher:
@@ -178,23 +243,6 @@ class Grammars:
                     place, part, found = f"{place}/{step}", inner, True
                     break
         return f"{what} is wrong at {place}: {' '.join(message.split())}"
-
-
-def _llguidance() -> Any:
-    try:
-        import llguidance
-    except ImportError:
-        raise ValueError(
-            'a grammar for the answer takes one more package: pip install "chatloom[structured]"; or ask without it'
-        ) from None
-    return llguidance
-
-
-def _mask(matcher: Matcher) -> Tensor | ValueError:
-    try:
-        return torch.from_numpy(matcher.allowed()).bool()
-    except ValueError as error:
-        return error
 
 
 def _calls(tools: Mapping[str, Any]) -> list[Any]:

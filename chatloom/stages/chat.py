@@ -1,7 +1,7 @@
 """The terminal chat: `chatloom chat REF`.
 
 `ChatSession` is the conversation: a line in, events out, no terminal in sight. `run` puts it on a terminal, or on a
-pipe, where each line of standard input is one message and the answers go to standard output.
+pipe, where each line of standard input is one message and the answers go to standard output; `--message` asks once.
 An answer stopped with Ctrl-C stays in the conversation as far as it came.
 """
 
@@ -9,7 +9,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,7 @@ from chatloom.chat.message import Message, printable, to_dicts
 from chatloom.engine.language_model import LanguageModel, load
 from chatloom.engine.request import Completion, SamplingParams, derive_seed
 from chatloom.models import num_parameters
+from chatloom.stages.answer import AnswerConfig
 
 HELP = """\
 /reset         forget the conversation
@@ -36,6 +37,8 @@ class Config:
 
     # A run, a Hugging Face folder, a .gguf file, a hub id, or a name of the catalogue such as smollm2.
     model: str
+    # Ask this alone, write the answer to standard output, and leave.
+    message: str | None = None
     # The system message that opens the conversation.
     system: str | None = None
     # 0 gives the likeliest answer each time; higher is more varied.
@@ -50,9 +53,15 @@ class Config:
     dtype: str | None = None
     # cpu, cuda, ...; None is the best there is.
     device: str | None = None
+    # Guess the next tokens, so that the same answers come sooner: lookup (what the text said before) or a smaller model
+    # of the same tokenizer. None does not guess.
+    draft: str | None = None
+    answer: AnswerConfig = field(default_factory=AnswerConfig)
 
     def __post_init__(self) -> None:
         SamplingParams(self.max_tokens, self.temperature, top_p=self.top_p, seed=self.seed)  # refuses a bad range
+        if self.message is not None and not self.message.strip():
+            raise ValueError("message is empty; say something, or leave it out to talk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +78,7 @@ class ChatSession:
     def __init__(self, model: LanguageModel, config: Config) -> None:
         self._model = model
         self._config = config
+        self._grammar = config.answer.grammar()
         self._num_answers = 0
         self._saved: set[Path] = set()
         self.system = config.system
@@ -93,7 +103,7 @@ class ChatSession:
         if not line:
             return
         if not line.startswith("/"):
-            yield from self._answer(line)
+            yield from self.ask(line)
             return
         name, _, argument = line.partition(" ")
         if name not in self._commands:
@@ -103,7 +113,8 @@ class ChatSession:
 
     # --- answering ------------------------------------------------------------------------------------------
 
-    def _answer(self, text: str) -> Iterator[Event]:
+    def ask(self, text: str) -> Iterator[Event]:
+        """Say something to the model, whatever it begins with."""
         before = list(self.turns)
         self.turns.append(Message("user", text))
         try:
@@ -140,6 +151,7 @@ class ChatSession:
             temperature=config.temperature,
             top_p=config.top_p,
             seed=seed,
+            grammar=self._grammar,
         )
 
     @staticmethod
@@ -208,13 +220,29 @@ class ChatSession:
 
 
 def run(config: Config) -> None:
-    """Chat until the user leaves. Raises ValueError for what `chatloom.load` refuses."""
-    model = load(config.model, dtype=config.dtype, device=config.device)
+    """Chat until the user leaves, or answer `message`. Raises ValueError for what `chatloom.load` refuses."""
+    config.answer.grammar()  # what is wrong with it is said before a model is opened
+    model = load(
+        config.model,
+        dtype=config.dtype,
+        device=config.device,
+        draft=config.draft,
+    )
     session = ChatSession(model, config)
-    if sys.stdin.isatty():
+    if config.message is not None:
+        _once(session, config.message, Console(), Console(stderr=True))
+    elif sys.stdin.isatty():
         _talk(session, Console(), config.model, model)
     else:
         _pipe(session, Console(), Console(stderr=True))
+
+
+def _once(session: ChatSession, message: str, answers: Console, notices: Console) -> None:
+    """One answer; an error where there is none."""
+    for event in session.ask(message):
+        if event.kind == "error":
+            raise ValueError(event.text)
+        _write(notices if event.kind == "notice" else answers, event.text + ("" if event.kind == "piece" else "\n"))
 
 
 def _pipe(session: ChatSession, answers: Console, notices: Console) -> None:

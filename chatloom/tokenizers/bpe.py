@@ -117,7 +117,13 @@ class Tokenizer:
     @cached_property
     def vocab_size(self) -> int:
         """The smallest size of an embedding that holds every token: the largest token number, plus one."""
-        return max(self._parsing.get_vocab(with_added_tokens=True).values()) + 1
+        return max(self.vocabulary.values()) + 1
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Every token as tokenizer.json spells it, to its number."""
+        found: dict[str, int] = self._parsing.get_vocab(with_added_tokens=True)
+        return found
 
     @property
     def special(self) -> dict[str, int]:

@@ -1,6 +1,8 @@
 """Requests that share the engine: crowds, remembered beginnings, cancelled neighbours, threads, changed weights."""
 
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -272,3 +274,19 @@ def test_sizes_are_refused_by_name() -> None:
     assert len(engine.generate([[1] * 60], SamplingParams(max_tokens=50))[0].tokens) == 4
     with pytest.raises(ValueError, match="a stream has one completion, and 3 are asked for"):
         engine.submit([1], SamplingParams(n=3, temperature=1.0))
+
+
+def test_a_program_may_end_while_the_engine_works() -> None:
+    program = (
+        "import atexit\n"
+        "from chatloom.engine.engine import Engine\n"
+        "from chatloom.engine.request import SamplingParams\n"
+        "from chatloom.testing.models import tiny_llama\n"
+        "from chatloom.testing.tokenizer import byte_tokenizer\n"
+        "engine = Engine(tiny_llama(context_length=4096), byte_tokenizer())\n"
+        "atexit.register(lambda: print('stopped' if engine._worker is None else 'cut off'))\n"
+        "engine.start()\n"
+        "next(engine.submit([5], SamplingParams(max_tokens=4000, temperature=1.0)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "stopped\n"), done.stderr

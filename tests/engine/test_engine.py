@@ -348,5 +348,5 @@ def test_what_prompts_begin_with_alike_is_computed_once(monkeypatch: pytest.Monk
     params = SamplingParams(max_tokens=2)
     engine = Engine(tiny_llama(), byte_tokenizer())
     together = [completion.tokens for completion in engine.generate(prompts, params)]
-    assert counts[:2] == [14 + 11 + 2, 3 * 2 + 2 * 2 + 3]  # those that were first go on by a token each
+    assert counts[:2] == [14 + 11 + 2, 3 * 1 + 2 * 1 + 3]  # those that were first go on by a token each
     assert together == [engine.generate([prompt], params)[0].tokens for prompt in prompts]

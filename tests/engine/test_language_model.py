@@ -4,13 +4,16 @@ import pytest
 import torch
 
 import chatloom
+from chatloom import checkpoint
 from chatloom.chat import CHATLOOM_TEMPLATE, ChatFormat
 from chatloom.checkpoint import NO_TEMPLATE, save_state
 from chatloom.engine.engine import Engine
 from chatloom.engine.language_model import LanguageModel, load
+from chatloom.engine.speculative import DraftModel, PromptLookup
 from chatloom.testing.engine import ScriptedEngine
 from chatloom.testing.models import tiny_llama
 from chatloom.testing.tokenizer import byte_tokenizer
+from chatloom.tokenizers.bpe import train_tokenizer
 
 HELLO = [{"role": "user", "content": "hi"}]
 
@@ -124,3 +127,63 @@ def test_bad_input() -> None:
     # Errors of a stream come at the call, not at its first piece.
     with pytest.raises(ValueError, match=r"the conversation has \d+ tokens and the model's context is 64"):
         model.stream([{"role": "user", "content": "x" * 100}])
+
+
+@pytest.mark.parametrize("draft", ["lookup", "smaller"])
+def test_a_draft_changes_no_answer(tmp_path: Path, draft: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    language_model().save("model")
+    LanguageModel(tiny_llama(1), ChatFormat(byte_tokenizer(), CHATLOOM_TEMPLATE)).save("smaller")
+    plain = load("model", device="cpu")
+    drafted = load("model", device="cpu", draft=draft)
+    assert isinstance(drafted.engine, Engine)
+    assert isinstance(drafted.engine.drafter, PromptLookup if draft == "lookup" else DraftModel)
+    for options in ({}, {"temperature": 1.0, "seed": 3}):
+        [got], [expected] = (
+            lm.generate(["abcabcabc"], max_tokens=40, **options)  # type: ignore[arg-type]
+            for lm in (drafted, plain)
+        )
+        assert got.tokens == expected.tokens
+
+
+def test_a_draft_of_another_vocabulary_is_refused_before_weights_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    language_model().save(tmp_path / "model")
+    other = train_tokenizer(["some other words of another text"] * 3, vocab_size=280)
+    LanguageModel(tiny_llama(vocab_size=280), ChatFormat(other, CHATLOOM_TEMPLATE)).save(tmp_path / "other")
+
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("weights are read")
+
+    monkeypatch.setattr(checkpoint, "load_pretrained", read)
+    with pytest.raises(ValueError, match=r"other has not the vocabulary of .*model: \d+ tokens .* or 'lookup'"):
+        load(tmp_path / "model", draft=tmp_path / "other")
+    with pytest.raises(ValueError, match="there is no model folder 'loockup'"):
+        load(tmp_path / "model", draft="loockup")
+
+
+def test_any_sampling_option_reaches_the_engine_and_no_other_is_accepted() -> None:
+    tokenizer = byte_tokenizer()
+    engine = ScriptedEngine(tokenizer, lambda prompt: "hello")
+    model = LanguageModel(tiny_llama(), ChatFormat(tokenizer, CHATLOOM_TEMPLATE), engine=engine)
+    model.chat(HELLO, temperature=1.0, min_p=0.1, best_of=3, logit_bias={5: -1.0}, stop_tokens=(9,))
+    list(model.stream(HELLO, repetition_penalty=1.5))
+    model.generate(["a"], presence_penalty=1.0, top_logprobs=2)
+    chat, stream, generate = engine.sampling
+    assert (chat.min_p, chat.best_of, chat.logit_bias) == (0.1, 3, ((5, -1.0),))
+    assert chat.stop_tokens == (tokenizer.end_of_turn, tokenizer.eos, 9)
+    assert stream.repetition_penalty == 1.5
+    assert (generate.presence_penalty, generate.top_logprobs) == (1.0, 2)
+    with pytest.raises(ValueError, match="no sampling option 'minp'; did you mean 'min_p'"):
+        model.chat(HELLO, minp=0.1)
+    with pytest.raises(ValueError, match="n is given, and `chat` returns one text"):
+        model.chat(HELLO, n=2, temperature=1.0)
+
+
+def test_n_completions_of_each_prompt_follow_one_another() -> None:
+    model = language_model()
+    made = model.generate(["ab", "cd"], n=2, max_tokens=6, temperature=1.0, seed=4)
+    assert len(made) == 4
+    assert made[0].tokens == model.generate(["ab"], max_tokens=6, temperature=1.0, seed=4)[0].tokens
+    assert made[0].tokens != made[1].tokens

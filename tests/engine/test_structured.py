@@ -294,10 +294,10 @@ def test_hostile_grammars_are_errors_and_harm_no_neighbour(source: Any) -> None:
 def test_a_grammar_that_gets_stuck_ends_its_own_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     from chatloom.engine import structured
 
-    plain = structured.Matcher.allowed
+    plain = structured.Matcher.bias
     calls = []
 
-    def allowed(self: structured.Matcher) -> Any:
+    def bias(self: structured.Matcher) -> Any:
         calls.append(self)
         if len(calls) > 4:
             raise ValueError("the grammar became too complex: as the test says")
@@ -306,7 +306,7 @@ def test_a_grammar_that_gets_stuck_ends_its_own_request_alone(monkeypatch: pytes
     engine = Engine(MODEL, TOKENIZER)
     other = engine.submit([8, 9], replace(SAMPLED, max_tokens=30))
     stuck = engine.submit(PROMPT, replace(SAMPLED, grammar=Grammar.regex("[ab]{30}")))
-    monkeypatch.setattr(structured.Matcher, "allowed", allowed)
+    monkeypatch.setattr(structured.Matcher, "bias", bias)
     with pytest.raises(ValueError, match="as the test says"):
         stuck.result()
     assert other.result().tokens == ENGINE.generate([[8, 9]], replace(SAMPLED, max_tokens=30))[0].tokens

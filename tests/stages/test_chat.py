@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from chatloom import checkpoint, cli
 from chatloom.chat import CHATLOOM_TEMPLATE, ChatFormat
 from chatloom.data.formats import read_conversations
 from chatloom.engine.language_model import LanguageModel
@@ -174,6 +175,75 @@ def test_save_writes_what_sft_reads_and_overwrites_no_other_file(tmp_path: Path)
 def test_bad_options_are_refused_before_a_model_is_loaded(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         Config(model="nowhere", **options)  # type: ignore[arg-type]
+
+
+# --- what an answer may be, and guesses -------------------------------------------------------------------------
+
+
+def command(*options: str) -> tuple[int, str, str]:
+    """`chatloom chat ...`: its status, output and errors."""
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        try:
+            status = cli.main(["chat", *options])
+        except SystemExit as end:  # a value that the command line refuses, in a box
+            status = int(str(end.code))
+    return status, output.getvalue(), " ".join(errors.getvalue().replace("│", "").split())
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("chat") / "model"
+    LanguageModel(tiny_llama(context_length=256), ChatFormat(byte_tokenizer(), CHATLOOM_TEMPLATE)).save(folder)
+    return str(folder)
+
+
+def test_one_message_is_answered_once(saved: str, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    described = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}
+    schema.write_text(json.dumps({**described, "additionalProperties": False}))
+    ask = [saved, "--device", "cpu", "--message", "/hi", "--seed", "1"]
+    status, answer, notices = command(*ask, "--max-tokens", "5")
+    assert (status, notices) == (0, "(cut off after 5 tokens)")
+    assert command(*ask, "--max-tokens", "5", "--draft", "lookup")[1] == answer != ""
+    assert command(*ask, "--choice", "yes", "--choice", "no")[1] in ("yes\n", "no\n")
+    assert command(*ask, "--regex", "[0-9]{3}x")[1].strip("0123456789") == "x\n"
+    status, answer, _ = command(*ask, "--json-schema", str(schema))
+    assert json.loads(answer)["a"] in (1, 2)
+    status, answer, notices = command(*ask, "--json", "--max-tokens", "100")
+    assert answer.startswith("{")
+    assert "cut off" in notices or isinstance(json.loads(answer), dict)
+    status, answer, errors = command(saved, "--device", "cpu", "--message", "x" * 300)
+    assert (status, answer) == (2, "")
+    assert "context is 256" in errors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--json", "--regex", "a"], "--json and --regex are given; an answer is held to one of them"),
+        (["--json-schema", "nowhere.json"], "--json-schema nowhere.json cannot be read: No such file"),
+        (["--regex", ""], "the regular expression is ''; it must be"),
+        (["--message", " "], "message is empty"),
+        (["--draft", "loockup"], "there is no model folder 'loockup'"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_answers_are_refused_before_a_model_is_opened(
+    options: list[str], message: str, saved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "load_pretrained", lambda *_, **__: pytest.fail("a model is opened"))
+    status, _, errors = command(saved, *options)
+    assert status == 2
+    assert message in errors
+
+
+def test_a_missing_package_is_named_before_a_model_is_opened(saved: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    monkeypatch.setattr(checkpoint, "load_pretrained", lambda *_, **__: pytest.fail("a model is opened"))
+    status, _, errors = command(saved, "--json", "--message", "hi")
+    assert status == 2
+    assert 'pip install "chatloom[structured]"' in errors
 
 
 # --- pipes and terminals --------------------------------------------------------------------------------------
