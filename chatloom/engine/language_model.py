@@ -4,6 +4,7 @@ A conversation becomes tokens through the checkpoint's own `ChatFormat`, the one
 ends with the tokens that this format trains as the end. Nothing about a model is asked of its user again.
 """
 
+import json
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from chatloom import checkpoint, runtime
 from chatloom.chat.message import Message, conversation
 from chatloom.chat.render import ChatFormat
+from chatloom.chat.templates import ChatTemplate
 from chatloom.engine.engine import Engine
 from chatloom.engine.grammar import Grammar
 from chatloom.engine.request import AnyEngine, Completion, SamplingParams
@@ -25,10 +27,21 @@ DTYPES = ("fp32", "bf16", *runtime.QUANTISED)
 class LanguageModel:
     """A language model that people use. `.model(tokens)` gives logits: (B, T) int64 -> (B, T, V)."""
 
-    def __init__(self, model: Decoder, chat_format: ChatFormat, *, engine: AnyEngine | None = None) -> None:
-        """Join a model and its chat format; `engine` replaces the ordinary one, which decodes in the model's type."""
+    def __init__(
+        self,
+        model: Decoder,
+        chat_format: ChatFormat,
+        *,
+        engine: AnyEngine | None = None,
+        adapter_formats: Mapping[str, ChatFormat] | None = None,
+    ) -> None:
+        """Join a model and its chat format; `engine` replaces the ordinary one, which decodes in the model's type.
+
+        `adapter_formats` are those of its named adapters that were trained with another one.
+        """
         self.model = model
         self.chat_format = chat_format
+        self._formats = adapter_formats or {}
         self.engine: AnyEngine = engine or Engine(model, chat_format.tokenizer, autocast=_own_dtype(model))
 
     @property
@@ -47,6 +60,7 @@ class LanguageModel:
         seed: int | None = None,
         stop: Sequence[str] = (),
         grammar: Grammar | None = None,
+        adapter: str | None = None,
     ) -> str:
         """The assistant's answer to a conversation.
 
@@ -59,13 +73,15 @@ class LanguageModel:
             seed: makes a sampled answer repeatable.
             stop: strings before which the answer ends.
             grammar: what the answer may be, such as `Grammar.json_schema(...)`; None is any text.
+            adapter: the name of one of the `adapters` that the model was opened with; None is the model as it is.
 
         Raises:
-            ValueError: a malformed conversation, one too long for the context, or a parameter out of range.
+            ValueError: a malformed conversation, one too long for the context, a parameter out of range, or an
+                adapter that is not there.
         """
-        ends = self.chat_format.stop_tokens
-        sampling = _sampling(max_tokens, temperature, top_k, top_p, seed, stop, ends, grammar)
-        return self.engine.generate([self.prompt_tokens(messages)], sampling)[0].text
+        ends = self._format(adapter).stop_tokens
+        sampling = _sampling(max_tokens, temperature, top_k, top_p, seed, stop, ends, grammar, adapter)
+        return self.engine.generate([self.prompt_tokens(messages, adapter=adapter)], sampling)[0].text
 
     def stream(
         self,
@@ -78,11 +94,12 @@ class LanguageModel:
         seed: int | None = None,
         stop: Sequence[str] = (),
         grammar: Grammar | None = None,
+        adapter: str | None = None,
     ) -> Generator[str, None, Completion]:
         """As `chat`, in pieces of text as they come, whole characters each; the generator returns the Completion."""
-        ends = self.chat_format.stop_tokens
-        sampling = _sampling(max_tokens, temperature, top_k, top_p, seed, stop, ends, grammar)
-        return self.engine.stream(self.prompt_tokens(messages), sampling)
+        ends = self._format(adapter).stop_tokens
+        sampling = _sampling(max_tokens, temperature, top_k, top_p, seed, stop, ends, grammar, adapter)
+        return self.engine.stream(self.prompt_tokens(messages, adapter=adapter), sampling)
 
     def generate(
         self,
@@ -95,6 +112,7 @@ class LanguageModel:
         seed: int | None = None,
         stop: Sequence[str] = (),
         grammar: Grammar | None = None,
+        adapter: str | None = None,
     ) -> list[Completion]:
         """Continue raw prompts, without a chat template; one completion each, in order.
 
@@ -104,14 +122,14 @@ class LanguageModel:
         """
         if isinstance(prompts, str):
             raise ValueError(f"prompts is the text {prompts!r:.60}; give a list, such as [text]")
-        tokenizer = self.tokenizer
+        tokenizer = self._format(adapter).tokenizer
         ends = [tokenizer.special[name] for name in (tokenizer.eos_token, tokenizer.end_of_turn_token) if name]
-        sampling = _sampling(max_tokens, temperature, top_k, top_p, seed, stop, ends, grammar)
-        return self.engine.generate([self._raw(prompt) for prompt in prompts], sampling)
+        sampling = _sampling(max_tokens, temperature, top_k, top_p, seed, stop, ends, grammar, adapter)
+        return self.engine.generate([_raw(prompt, tokenizer) for prompt in prompts], sampling)
 
-    def prompt_tokens(self, messages: Messages) -> list[int]:
+    def prompt_tokens(self, messages: Messages, *, adapter: str | None = None) -> list[int]:
         """The tokens of a conversation that ask for its next answer. ValueError if they leave no room for one."""
-        tokens = self.chat_format.prompt(conversation(messages))
+        tokens = self._format(adapter).prompt(conversation(messages))
         limit = self.engine.context_length
         if len(tokens) >= limit:
             raise ValueError(
@@ -124,10 +142,12 @@ class LanguageModel:
         """Write the folder in Hugging Face layout: transformers, vLLM and `chatloom.load` open it."""
         checkpoint.save_pretrained(Path(folder), self.model, self.chat_format)
 
-    def _raw(self, prompt: str | Sequence[int]) -> list[int]:
-        if not isinstance(prompt, str):
-            return list(prompt)
-        return self.tokenizer.document_start + self.tokenizer.encode(prompt)
+    def _format(self, adapter: str | None) -> ChatFormat:
+        return self.chat_format if adapter is None else self._formats.get(adapter, self.chat_format)
+
+
+def _raw(prompt: str | Sequence[int], tokenizer: Tokenizer) -> list[int]:
+    return tokenizer.document_start + tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
 
 
 def _sampling(
@@ -139,10 +159,11 @@ def _sampling(
     stop: Sequence[str],
     stop_tokens: Sequence[int],
     grammar: Grammar | None,
+    adapter: str | None,
 ) -> SamplingParams:
     texts = (stop,) if isinstance(stop, str) else tuple(stop)
     ends = tuple(dict.fromkeys(stop_tokens))
-    return SamplingParams(max_tokens, temperature, top_k, top_p, seed, texts, ends, grammar=grammar)
+    return SamplingParams(max_tokens, temperature, top_k, top_p, seed, texts, ends, grammar=grammar, adapter=adapter)
 
 
 def _own_dtype(model: Decoder) -> str:
@@ -150,7 +171,12 @@ def _own_dtype(model: Decoder) -> str:
 
 
 def load(
-    ref: str | Path, *, dtype: str | None = None, device: str | None = None, batch_invariant: bool = True
+    ref: str | Path,
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    batch_invariant: bool = True,
+    adapters: Mapping[str, str | Path] | None = None,
 ) -> LanguageModel:
     """Open a language model.
 
@@ -161,9 +187,12 @@ def load(
             generation reads; `.model`, and what is saved, stay as they were.
         device: None for the best there is, "cpu", "cuda", "cuda:1", ...
         batch_invariant: an answer does not depend on what is generated beside it; False is faster for int4.
+        adapters: folders of LoRA adapters that were trained on this model, by the names with which `chat`, `stream`
+            and `generate` choose one. All are computed over one copy of the weights, also in one batch.
 
     Raises:
-        ValueError: nothing there, a run that has not finished, files missing or damaged, an unsupported model.
+        ValueError: nothing there, a run that has not finished, files missing or damaged, an unsupported model, an
+            adapter of another model or kind.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; allowed: None (as saved), {', '.join(map(repr, DTYPES))}")
@@ -171,4 +200,29 @@ def load(
     opened = checkpoint.load_pretrained(ref, device=runtime.pick_device(device), dtype=None if quantised else dtype)
     autocast = quantised or _own_dtype(opened.model)
     engine = Engine(opened.model, opened.tokenizer, autocast=autocast, batch_invariant=batch_invariant)
-    return LanguageModel(opened.model, opened.chat, engine=engine)
+    formats = {}
+    for name, folder in (adapters or {}).items():
+        engine.add_adapter(name, folder, base=ref)
+        formats[name] = _format_of(folder, opened.chat)
+    return LanguageModel(opened.model, opened.chat, engine=engine, adapter_formats=formats)
+
+
+def _format_of(ref: str | Path, base: ChatFormat) -> ChatFormat:
+    """What an adapter was trained with: its folder's tokenizer and template, or else its base's."""
+    folder = checkpoint.adapter_folder(ref)
+    assert folder is not None
+    template = ChatTemplate.load(folder) or base.template
+    if not (folder / "tokenizer.json").exists():
+        return ChatFormat(base.tokenizer, template)
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.digest() != base.tokenizer.digest() and _tokens(tokenizer) != _tokens(base.tokenizer):
+        raise ValueError(
+            f"{folder}: the adapter's tokenizer has other tokens than the model's, so their requests cannot share an "
+            "engine; open it as a model of its own"
+        )
+    return ChatFormat(tokenizer, template)
+
+
+def _tokens(tokenizer: Tokenizer) -> Any:
+    stored = json.loads(tokenizer.serialized)
+    return stored["model"]["vocab"], {token["id"]: token["content"] for token in stored["added_tokens"]}

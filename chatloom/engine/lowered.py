@@ -71,6 +71,7 @@ class Lowered:
         own = [*source.parameters(), *source.buffers()]
         self.model: Any = copy.deepcopy(source, {id(tensor): tensor for tensor in own}).eval()
         self._copies: list[_Copy] = []
+        self.places: dict[str, tuple[str, int]] = {}  # of the source's layers: the matrix they are in, their first row
         self._evened: list[tuple[Int8, _Copy]] = []
         self._version: Hashable = None
         loras = adapters.loras(source)
@@ -104,8 +105,11 @@ class Lowered:
         module = self.source.get_submodule(path)
         parts = [(module.get_submodule(name), loras.get(f"{path}.{name}")) for name in joined]
         self._put(path, "joined", parts)
-        for name in joined:
+        first = 0
+        for name, (part, _) in zip(joined, parts):
             setattr(self.model.get_submodule(path), name, None)
+            self.places[f"{path}.{name}"] = f"{path}.joined", first
+            first += len(part.get_parameter("weight"))
         for name in others:
             self._put(path, name, [(module.get_submodule(name), loras.get(f"{path}.{name}"))])
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from chatloom.engine import sampling, structured
+from chatloom.engine.multi_lora import Adapted, Adapter
 from chatloom.engine.request import Completion, FinishReason, SamplingParams
 from chatloom.engine.scheduler import Plan
 from chatloom.engine.scheduler import Sequence as Scheduled
@@ -38,6 +39,7 @@ class Row(Scheduled):
     limit: int  # most tokens that fit
     text: TextStream | None  # None: nobody reads along, and no stop string has to be found
     matcher: structured.Matcher | None = None  # where it is in its grammar
+    adapter: Adapter | None = None  # None: the model as it is
     num_likeliest: int = 0  # tokens to report at each place
     num_guessed: int = 0  # tokens guessed so far (`speculative`)
     num_right: int = 0  # and those of them that were drawn
@@ -115,9 +117,9 @@ class Row(Scheduled):
 class Runner:
     """Computes plans with a model, whose weights are read at each step, and a cache of its own."""
 
-    def __init__(self, model: Decoder, *, dtype: torch.dtype, block_size: int) -> None:
-        """`dtype` is that of the keys and values that are kept."""
-        self.model = model
+    def __init__(self, model: Decoder, *, dtype: torch.dtype, block_size: int, adapted: Adapted | None = None) -> None:
+        """`dtype` is that of the keys and values that are kept; `adapted` computes rows that name adapters."""
+        self.model, self._adapted = model, adapted
         self._device = model.embedding.weight.device
         config = model.config
         self.cache = Paged(
@@ -143,6 +145,7 @@ class Runner:
     def run(self, plan: Plan) -> list[Row]:
         """Compute a plan; returns the rows that have one more token. Those whose logits are not finite get an error."""
         self._prepare(plan)
+        model = self._model_of(plan)
         rows: list[Row] = []  # those due, and once more for each guess
         guesses: list[int | None] = []  # what was guessed for the token before
         tokens, ends = list[int](), list[int]()
@@ -161,18 +164,27 @@ class Runner:
                 ends += range(len(tokens) - 1 - len(guessed), len(tokens))
         masks = structured.begin([row.matcher for row in rows])  # computed beside the model
         self.cache.begin([Chunk(row.blocks, row.num_computed, count) for row, count in plan.chunks])
-        hidden = self.model.hidden(torch.tensor([tokens], device=self._device), cache=self.cache)[0]  # (N, C)
+        hidden = model.hidden(torch.tensor([tokens], device=self._device), cache=self.cache)[0]  # (N, C)
         if not rows:
             return rows
         if len(ends) < len(tokens):
             hidden = hidden[torch.tensor(ends, device=self._device)]
-        self._sample(rows, guesses, self.model.logits(hidden), masks())
+        self._sample(rows, guesses, model.logits(hidden), masks())
         for place, row in guessed_for.items():  # of wrong guesses, keys and values will be written over
             taken = max(1, len(row.tokens) - row.num_computed - 1)
             row.num_guessed += plan.chunks[place][1] - 1
             row.num_right += taken - 1
             plan.chunks[place] = row, taken
         return list(dict.fromkeys(rows))
+
+    def _model_of(self, plan: Plan) -> Decoder:
+        """What computes a step: the model, or, where any row names an adapter, the tree that adds its update."""
+        if all(row.adapter is None for row, _ in plan.chunks):  # type: ignore[attr-defined]
+            return self.model
+        assert self._adapted is not None
+        plan.chunks.sort(key=_by_adapter)  # stable
+        self._adapted.begin([(row.adapter, count) for row, count in plan.chunks])  # type: ignore[attr-defined]
+        return self._adapted.model
 
     def _prepare(self, plan: Plan) -> None:
         for pairs in (plan.moves, plan.copies):
@@ -253,6 +265,13 @@ class Runner:
         if all(value is None for value in values):
             return None
         return self._setting([everything if value is None else value for value in values])
+
+
+def _by_adapter(chunk: tuple[Scheduled, int]) -> tuple[bool, int]:
+    """Where a chunk stands in a step: one token before several, as `Paged.begin` wants, then adapter by adapter."""
+    row, count = chunk
+    assert isinstance(row, Row)
+    return count > 1, -1 if row.adapter is None else row.adapter.number
 
 
 def _changes(rows: Sequence[Row]) -> list[sampling.Change]:

@@ -86,7 +86,7 @@ class DraftModel:
             text = row.tokens[row.num_virtual :]
             if len(text) + count > self.engine.context_length:
                 continue
-            asked = replace(row.sampling, max_tokens=count, stop=(), n=1, best_of=None)
+            asked = replace(row.sampling, max_tokens=count, stop=(), n=1, best_of=None, adapter=None)
             [own] = self.engine._rows([text], [asked], [row.seed])
             own.uniforms = row.uniforms[len(row.logprobs) :]
             own.remember_answer = True  # the next guess begins with what is kept of this one
