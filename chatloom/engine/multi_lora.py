@@ -171,19 +171,20 @@ class _Update:
 class _Layer(nn.Module):
     """In place of an adapted layer."""
 
-    def __init__(self, layer: nn.Module, number: int, turns: list[_Turn]) -> None:
+    def __init__(self, layer: nn.Module, number: int, turns: list[_Turn], plain: torch.autocast) -> None:
         super().__init__()
         self.layer, self.number = layer, number
-        self._turns = turns  # of the step
+        self._turns, self._plain = turns, plain
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs): the layer's own output, and each row's update."""
         output: Tensor = self.layer(x)
         rows, made = x.reshape(-1, x.shape[-1]), output.view(-1, output.shape[-1])
-        for turn in self._turns:
-            update = turn.updates.get(self.number)
-            if update is not None:
-                update.add(rows[turn.first : turn.end], made[turn.first : turn.end])
+        with self._plain:
+            for turn in self._turns:
+                update = turn.updates.get(self.number)
+                if update is not None:
+                    update.add(rows[turn.first : turn.end], made[turn.first : turn.end])
         return output
 
 
@@ -195,15 +196,17 @@ class Adapted:
     ) -> None:
         """`model` computes what `source` does; `places` says where layers of the latter are in it (`Lowered.places`).
 
-        What is prepared for an adapter goes by the weights of this moment; it is of `dtype`, and goes when the adapter
-        does.
+        What is prepared for an adapter goes by the weights of this moment, and goes when the adapter does. It is of
+        `dtype`, but on a CPU of fp32: with matrices so narrow a call of oneDNN's bf16 takes longer than the product.
         """
-        self._source, self._places, self._dtype = source, places, dtype
+        self._source, self._places = source, places
         self._device = source.embedding.weight.device
+        self._dtype = torch.float32 if self._device.type == "cpu" else dtype
         self.model: Decoder = _another(model)
         self._own: dict[str, nn.Module] = {"": self.model}  # modules of the tree that are not the model's
         self._layers: dict[str, _Layer] = {}
-        self._turns: list[_Turn] = []
+        self._turns: list[_Turn] = []  # of the step
+        self._plain = torch.autocast(self._device.type, enabled=False)  # updates are computed in their own type
         self._ready = weakref.WeakKeyDictionary[Adapter, dict[int, _Update]]()
 
     def begin(self, chunks: Sequence[tuple[Adapter | None, int]]) -> None:
@@ -223,7 +226,7 @@ class Adapted:
             for path, update in adapter.updates.items():
                 matrix, first = self._places.get(path, (path, 0))
                 by_matrix.setdefault(matrix, []).append((path, first, update))
-            with torch.autocast(self._device.type, enabled=False):
+            with self._plain:
                 self._ready[adapter] = {
                     self._layer(matrix).number: self._joined(matrix, parts) for matrix, parts in by_matrix.items()
                 }
@@ -266,7 +269,7 @@ class Adapted:
             parent, _, name = path.rpartition(".")
             holder = self._owned(parent)
             layer = holder.get_submodule(name)
-            holder._modules[name] = self._layers[path] = _Layer(layer, len(self._layers), self._turns)
+            holder._modules[name] = self._layers[path] = _Layer(layer, len(self._layers), self._turns, self._plain)
         return self._layers[path]
 
     def _owned(self, path: str) -> nn.Module:
