@@ -79,7 +79,7 @@ class LanguageModel:
             ValueError: a malformed conversation, one too long for the context, a parameter out of range, or an
                 adapter that is not there.
         """
-        ends = self._format(adapter).stop_tokens
+        ends = self.format_of(adapter).stop_tokens
         sampling = _sampling(max_tokens, temperature, top_k, top_p, seed, stop, ends, grammar, adapter)
         return self.engine.generate([self.prompt_tokens(messages, adapter=adapter)], sampling)[0].text
 
@@ -97,7 +97,7 @@ class LanguageModel:
         adapter: str | None = None,
     ) -> Generator[str, None, Completion]:
         """As `chat`, in pieces of text as they come, whole characters each; the generator returns the Completion."""
-        ends = self._format(adapter).stop_tokens
+        ends = self.format_of(adapter).stop_tokens
         sampling = _sampling(max_tokens, temperature, top_k, top_p, seed, stop, ends, grammar, adapter)
         return self.engine.stream(self.prompt_tokens(messages, adapter=adapter), sampling)
 
@@ -122,14 +122,14 @@ class LanguageModel:
         """
         if isinstance(prompts, str):
             raise ValueError(f"prompts is the text {prompts!r:.60}; give a list, such as [text]")
-        tokenizer = self._format(adapter).tokenizer
+        tokenizer = self.format_of(adapter).tokenizer
         ends = [tokenizer.special[name] for name in (tokenizer.eos_token, tokenizer.end_of_turn_token) if name]
         sampling = _sampling(max_tokens, temperature, top_k, top_p, seed, stop, ends, grammar, adapter)
         return self.engine.generate([_raw(prompt, tokenizer) for prompt in prompts], sampling)
 
     def prompt_tokens(self, messages: Messages, *, adapter: str | None = None) -> list[int]:
         """The tokens of a conversation that ask for its next answer. ValueError if they leave no room for one."""
-        tokens = self._format(adapter).prompt(conversation(messages))
+        tokens = self.format_of(adapter).prompt(conversation(messages))
         limit = self.engine.context_length
         if len(tokens) >= limit:
             raise ValueError(
@@ -142,7 +142,8 @@ class LanguageModel:
         """Write the folder in Hugging Face layout: transformers, vLLM and `chatloom.load` open it."""
         checkpoint.save_pretrained(Path(folder), self.model, self.chat_format)
 
-    def _format(self, adapter: str | None) -> ChatFormat:
+    def format_of(self, adapter: str | None) -> ChatFormat:
+        """The chat format that an adapter was trained with; None is the model's own."""
         return self.chat_format if adapter is None else self._formats.get(adapter, self.chat_format)
 
 

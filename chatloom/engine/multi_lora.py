@@ -122,7 +122,7 @@ class Adapters:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape or one.device != other.device:
+    if (one.shape, one.device, one.dtype) != (other.shape, other.device, other.dtype):
         return False
     return one.data_ptr() == other.data_ptr() or torch.equal(one, other)
 
@@ -235,16 +235,16 @@ class Adapted:
     def _joined(self, matrix: str, parts: Sequence[tuple[str, int, LowRank]]) -> _Update:
         """One update of a matrix, for the layers in it that are given with their first rows."""
         outputs: Any = self._layers[matrix].layer.out_features
-        starts: dict[int, int] = {}  # of each A, which layers may share
+        starts: dict[int, int] = {}  # of each A, by its address: layers may share it
         downs: list[Tensor] = []
         for _, _, update in parts:
-            if id(update.A) not in starts:
-                starts[id(update.A)] = sum(map(len, downs))
+            if update.A.data_ptr() not in starts:
+                starts[update.A.data_ptr()] = sum(map(len, downs))
                 downs.append(self._wide(update.A))
         up = torch.zeros(sum(map(len, downs)), outputs, device=self._device)
         stretch, bias = torch.zeros(2, outputs, device=self._device)
         for path, first, update in parts:
-            rows, start = self._wide(update.B) * update.scale, starts[id(update.A)]
+            rows, start = self._wide(update.B) * update.scale, starts[update.A.data_ptr()]
             own = slice(first, first + len(rows))
             if update.magnitude is not None:
                 layer: Any = self._source.get_submodule(path)

@@ -177,6 +177,18 @@ def test_over_a_twin_the_company_changes_nothing(dtype: str) -> None:
         assert abs(apart.logprobs[0] - found.logprobs[0]) < 1e-3
 
 
+def test_layers_of_one_matrix_share_what_they_shared() -> None:
+    """GPT-2's query, key and value have one A; LLaMA's have three."""
+    for family, rank in (("gpt2", 4), ("llama", 12)):
+        model = model_of(family)
+        engine = engine_of(model, trees_of(model, ["lora"]), autocast="bf16")
+        engine.generate([[1, 2]], SamplingParams(1, adapter="lora"))
+        adapted: Any = engine._runner and engine._runner._adapted
+        [updates] = adapted._ready.values()
+        layer = adapted._layers["blocks.0.attention.joined"]
+        assert updates[layer.number].low.shape == (32, rank)
+
+
 @pytest.fixture
 def counts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The tokens of each forward pass."""

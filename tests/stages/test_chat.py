@@ -72,6 +72,20 @@ def test_options_reach_the_engine_and_each_answer_has_its_own_seed() -> None:
     assert second.seed not in (None, 3)
 
 
+def test_an_adapter_answers_when_it_is_told_to() -> None:
+    model, engine = scripted()
+    session = session_of(model, adapters=("formal=runs/a", "terse=runs/b=c"))
+    assert Config(model="m", adapters=("formal=runs/a", "terse=runs/b=c")).adapter_folders["terse"] == "runs/b=c"
+    assert "(adapter: none; known: formal, terse)" in said(session.handle("/adapter"), "notice")
+    for line in ("a", "/adapter terse", "b", "/adapter off", "c"):
+        list(session.handle(line))
+    assert [params.adapter for params in engine.sampling] == [None, "terse", None]
+    assert said(session.handle("/adapter nobody"), "error") == "there is no adapter nobody; known: formal, terse"
+    for wrong, message in ((("formal",), "is no NAME=FOLDER"), (("a=x", "a=y"), "have the same name")):
+        with pytest.raises(ValueError, match=message):
+            Config(model="m", adapters=wrong)
+
+
 def test_empty_lines_ask_nothing() -> None:
     model, engine = scripted()
     assert list(session_of(model).handle("  \n")) == []
