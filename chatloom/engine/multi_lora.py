@@ -15,6 +15,7 @@ import itertools
 import weakref
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -206,8 +207,12 @@ class Adapted:
         self._own: dict[str, nn.Module] = {"": self.model}  # modules of the tree that are not the model's
         self._layers: dict[str, _Layer] = {}
         self._turns: list[_Turn] = []  # of the step
-        self._plain = torch.autocast(self._device.type, enabled=False)  # updates are computed in their own type
         self._ready = weakref.WeakKeyDictionary[Adapter, dict[int, _Update]]()
+
+    @cached_property
+    def _plain(self) -> torch.autocast:
+        """In which updates are computed in their own type."""
+        return torch.autocast(self._device.type, enabled=False)
 
     def begin(self, chunks: Sequence[tuple[Adapter | None, int]]) -> None:
         """Announce the next forward pass: whose its tokens are, (adapter, tokens) after one another."""
