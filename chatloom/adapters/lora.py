@@ -7,11 +7,22 @@
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """The numbers of one layer's update: A (r, inputs), B (outputs, r), s, and DoRA's m (outputs,)."""
+
+    A: Tensor
+    B: Tensor
+    scale: float
+    magnitude: Tensor | None = None
 
 
 def fresh_down(inputs: int, rank: int, *, device: torch.device) -> nn.Linear:
@@ -44,6 +55,12 @@ class LoRA(nn.Module):
     def rank(self) -> int:
         """r."""
         return self.A.out_features
+
+    @property
+    def numbers(self) -> LowRank:
+        """What it holds now."""
+        magnitude = None if self.magnitude is None else self.magnitude.detach()
+        return LowRank(self.A.weight.detach(), self.B.weight.detach(), self.scale, magnitude)
 
     def update(self) -> Tensor:
         """s B A: (outputs, inputs)."""

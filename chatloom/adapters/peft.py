@@ -6,7 +6,7 @@ trained score head is one of `modules_to_save`.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from chatloom.adapters.attach import is_adapted, loras, put_lora, put_prefix
 from chatloom.adapters.config import EVERY_LAYER, AdapterConfig, scale
 from chatloom.adapters.layout import Fused, StoredLayer, stored_layers
-from chatloom.adapters.lora import LoRA
+from chatloom.adapters.lora import LoRA, LowRank
 
 _KINDS = {"LORA": "lora", "PROMPT_TUNING": "prompt", "PREFIX_TUNING": "prefix"}
 _TYPES = {kind: name for name, kind in _KINDS.items()}
@@ -153,6 +153,39 @@ def from_peft(
     """
     if is_adapted(decoder):
         raise ValueError("the model has an adapter already; open its base model instead")
+    kind, head, rest = _parted(config, tensors)
+    if kind == "lora":
+        decoder.adapter_config = _lora_from_peft(decoder, names, config, rest)
+    else:
+        decoder.adapter_config = _virtual_from_peft(decoder, kind, rest)
+    return head
+
+
+def updates_from_peft(
+    decoder: nn.Module, names: Mapping[str, Fused], config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> dict[str, LowRank]:
+    """What a LoRA of `peft`'s adds to the layers of a model, by their paths; the model stays as it is.
+
+    Raises:
+        ValueError: as `from_peft`, and for what is more than LoRA, or less than a language model.
+    """
+    kind, head, rest = _parted(config, tensors)
+    if kind != "lora":
+        raise ValueError(
+            f"{kind} tuning adds virtual tokens to the model, and only LoRA (with rsLoRA and DoRA) can be one of "
+            "several adapters; open this one as a model of its own"
+        )
+    if head is not None:
+        raise ValueError("the adapter is a reward model's; a language model's is needed here")
+    return {
+        path: LowRank(parts["A"], rows, factor, lengths)
+        for layer, parts, factor in _stored_updates(decoder, names, config, rest)
+        for path, rows, lengths in _by_path(decoder, layer, parts)
+    }
+
+
+def _parted(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[str, Tensor | None, dict[str, Tensor]]:
+    """The kind of an adapter, the weight of its score head, and its other tensors."""
     kind = _KINDS.get(str(config.get("peft_type")))
     if kind is None:
         raise ValueError(f"the adapter is of type {config.get('peft_type')!r}; those known are {', '.join(_KINDS)}")
@@ -161,10 +194,7 @@ def from_peft(
     saved = [name for name in config.get("modules_to_save") or () if name not in ("classifier", "score")]
     if saved:
         raise ValueError(f"the adapter also replaces {', '.join(saved)}; only a score head can be replaced")
-    decoder.adapter_config = _virtual_from_peft(decoder, kind, rest) if kind != "lora" else None
-    if kind == "lora":
-        decoder.adapter_config = _lora_from_peft(decoder, names, config, rest)
-    return tensors[heads[0]] if heads else None
+    return kind, tensors[heads[0]] if heads else None, rest
 
 
 def _virtual_from_peft(decoder: Any, kind: str, tensors: Mapping[str, Tensor]) -> AdapterConfig:
@@ -188,49 +218,68 @@ def _virtual_from_peft(decoder: Any, kind: str, tensors: Mapping[str, Tensor]) -
 def _lora_from_peft(
     decoder: Any, names: Mapping[str, Fused], config: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> AdapterConfig:
-    for option, plain in _PLAIN.items():
-        if option in config and config[option] not in plain:
-            raise ValueError(f"the adapter has {option}={config[option]!r}, which is not here; allowed: {plain[0]!r}")
-    layers = stored_layers(decoder, names)
-    found = _by_layer(layers, tensors)
-    rslora, dora = bool(config.get("use_rslora")), bool(config.get("use_dora"))
-    for layer, parts in found.items():
-        _check_shapes(decoder, layer, parts, dora=dora)
-    rank, alpha = int(config["r"]), float(config["lora_alpha"])
+    found = _stored_updates(decoder, names, config, tensors)
     targets = config.get("target_modules")
-    given = tuple(targets) if isinstance(targets, list) and targets else tuple(layer.name for layer in found)
+    given = tuple(targets) if isinstance(targets, list) and targets else tuple(layer.name for layer, _, _ in found)
     options = AdapterConfig(
         adapter="lora",
-        adapter_rank=rank,
-        adapter_alpha=alpha,
+        adapter_rank=int(config["r"]),
+        adapter_alpha=float(config["lora_alpha"]),
         adapter_dropout=float(config.get("lora_dropout") or 0.0),
-        adapter_rslora=rslora,
-        adapter_dora=dora,
+        adapter_rslora=bool(config.get("use_rslora")),
+        adapter_dora=bool(config.get("use_dora")),
         adapter_targets=(EVERY_LAYER,) if targets == "all-linear" else given,
     )
     decoder.requires_grad_(False)
     state = torch.get_rng_state()
-    for layer, parts in found.items():
-        own_rank = len(parts["A"])
-        own_alpha = _matching(config.get("alpha_pattern") or {}, layer.name, alpha)
+    for layer, parts, factor in found:
         placed = put_lora(
             decoder,
             layer.paths,
-            rank=own_rank,
-            scale=scale(own_alpha, own_rank, rslora=rslora),
+            rank=len(parts["A"]),
+            scale=factor,
             dropout=options.adapter_dropout,
-            dora=dora,
+            dora=options.adapter_dora,
         )
-        sizes = [decoder.get_submodule(path).out_features for path in layer.paths]
         _copy(placed[0].A.weight, parts["A"])
-        for lora, rows in zip(placed, layer.split(parts["B"], sizes)):
+        for lora, (_, rows, lengths) in zip(placed, _by_path(decoder, layer, parts)):
             _copy(lora.B.weight, rows)
-        if dora:
-            for lora, lengths in zip(placed, layer.split(parts["magnitude_vector"], sizes)):
+            if lengths is not None:
                 assert lora.magnitude is not None
                 _copy(lora.magnitude, lengths)
     torch.set_rng_state(state)
     return options
+
+
+_Stored = tuple[StoredLayer, dict[str, Tensor], float]  # a layer, its tensors, and what B A is multiplied by
+
+
+def _stored_updates(
+    decoder: nn.Module, names: Mapping[str, Fused], config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> list[_Stored]:
+    """What a LoRA of `peft`'s has for each stored layer, checked to be no more than that and to fit the model."""
+    for option, plain in _PLAIN.items():
+        if option in config and config[option] not in plain:
+            raise ValueError(f"the adapter has {option}={config[option]!r}, which is not here; allowed: {plain[0]!r}")
+    rslora, alpha = bool(config.get("use_rslora")), float(config["lora_alpha"])
+    updates = []
+    for layer, parts in _by_layer(stored_layers(decoder, names), tensors).items():
+        _check_shapes(decoder, layer, parts, dora=bool(config.get("use_dora")))
+        own_alpha = _matching(config.get("alpha_pattern") or {}, layer.name, alpha)
+        updates.append((layer, parts, scale(own_alpha, len(parts["A"]), rslora=rslora)))
+    return updates
+
+
+def _by_path(
+    decoder: nn.Module, layer: StoredLayer, parts: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    """Path, rows of B and magnitudes of each of our layers in a stored one."""
+    linear: list[Any] = [decoder.get_submodule(path) for path in layer.paths]
+    sizes = [each.out_features for each in linear]
+    lengths: Sequence[Tensor | None] = [None] * len(sizes)
+    if "magnitude_vector" in parts:
+        lengths = layer.split(parts["magnitude_vector"], sizes)
+    yield from zip(layer.paths, layer.split(parts["B"], sizes), lengths)
 
 
 def _by_layer(layers: Sequence[StoredLayer], tensors: Mapping[str, Tensor]) -> dict[StoredLayer, dict[str, Tensor]]:

@@ -10,7 +10,7 @@ the folder that it stands for; `catalogue` says what else may be named.
 `saving` writes one, `bases` knows what an adapter was trained on, and `state` is what a run goes on from.
 """
 
-from chatloom.checkpoint.bases import adapter_folder, base_of, is_adapter_of, weights_digest
+from chatloom.checkpoint.bases import adapter_folder, adapter_on, base_of, is_adapter_of, weights_digest
 from chatloom.checkpoint.loading import Pretrained, PretrainedReward, load_pretrained, load_reward
 from chatloom.checkpoint.saving import save_adapter, save_pretrained, stored
 from chatloom.checkpoint.source import CONFIG, NO_TEMPLATE, TEMPLATE, WEIGHTS, load_chat
@@ -25,6 +25,7 @@ __all__ = [
     "Pretrained",
     "PretrainedReward",
     "adapter_folder",
+    "adapter_on",
     "base_of",
     "file_digest",
     "is_adapter_of",

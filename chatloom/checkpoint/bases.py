@@ -62,6 +62,25 @@ def is_adapter_of(ref: Path | str, base: Path | str) -> bool:
     return known == weights_digest(base)
 
 
+def adapter_on(ref: Path | str, base: Path | str | None) -> adapter_files.SavedAdapter:
+    """An adapter's files, to be put on the model at `base`; None leaves it to the shapes whether it fits.
+
+    Raises ValueError if there is no adapter, or if it was trained on other weights.
+    """
+    folder = adapter_folder(ref)
+    if folder is None:
+        raise ValueError(f"{ref} is no adapter's folder; that holds {adapter_files.CONFIG} and {adapter_files.WEIGHTS}")
+    saved = adapter_files.read_adapter(folder)
+    if base is not None and saved.base.digest is not None:
+        digest = weights_digest(base)
+        if saved.base.digest != digest:
+            raise ValueError(
+                f"{folder} is an adapter of another base model: the weights of {base} are not those that it was "
+                f"trained on (digest {digest}, not {saved.base.digest})"
+            )
+    return saved
+
+
 def weights_digest(ref: Path | str) -> str:
     """Sixteen hex digits of a model's weights: a file's, or those of all safetensors files of a folder."""
     path = catalogue.resolve(ref)

@@ -15,7 +15,7 @@ from chatloom import adapters, catalogue, models, runtime
 from chatloom.adapters import files as adapter_files
 from chatloom.adapters.peft import from_peft
 from chatloom.chat.render import ChatFormat
-from chatloom.checkpoint.bases import base_of, weights_digest
+from chatloom.checkpoint.bases import adapter_on, base_of
 from chatloom.checkpoint.source import SCORE_HEAD, Source, Unfilled, family_config, family_of, load_chat, read_source
 from chatloom.models import Decoder, RewardModel
 from chatloom.models.weights import from_huggingface, head_names
@@ -171,13 +171,7 @@ def _open_adapter(
 ) -> tuple[Pretrained, Tensor | None, adapter_files.Base]:
     """The adapted model, the weight of its score head, and what is known of its base."""
     path = base_of(folder)
-    saved = adapter_files.read_adapter(folder)
-    digest = weights_digest(path)
-    if saved.base.digest not in (None, digest):
-        raise ValueError(
-            f"{folder} is an adapter of another base model: the weights of {path} are not those that it was trained "
-            f"on (digest {digest}, not {saved.base.digest})"
-        )
+    saved = adapter_on(folder, path)
     model = trunk
     if model is None:
         early = "fp32" if dtype == "fp32" else None  # the update is added before weights are rounded

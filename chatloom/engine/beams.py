@@ -93,6 +93,7 @@ class Search:
             num_prompt=len(tokens),
             num_virtual=self.root.num_virtual,
             space=self.root.space,
+            adapter=self.root.adapter,
             sampling=self.params,
             seed=None,
             limit=1,

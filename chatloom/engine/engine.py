@@ -17,6 +17,7 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 
@@ -26,6 +27,7 @@ from chatloom.engine.blocks import Blocks
 from chatloom.engine.capacity import blocks_of_a_row, num_blocks, out_of_memory
 from chatloom.engine.grammar import Grammar
 from chatloom.engine.lowered import Lowered, saves
+from chatloom.engine.multi_lora import Adapted, Adapters
 from chatloom.engine.request import GREEDY, Completion, Overloaded, Progress, SamplingParams
 from chatloom.engine.runner import NotFinite, Row, Runner
 from chatloom.engine.scheduler import Plan, Scheduler
@@ -93,6 +95,7 @@ class Engine:
         self._scheduler = Scheduler(Blocks(2, BLOCK_SIZE), max_rows=max_batch, step_tokens=self._step_tokens)
         self._runner: Runner | None = None
         self._lowered: Lowered | None = None
+        self._adapters = Adapters(model)
         self._version: Hashable = None
         self._grammars: Grammars | None = None
         self._orders = itertools.count()
@@ -107,6 +110,30 @@ class Engine:
     def context_length(self) -> int:
         """The most tokens of a prompt and its answer together."""
         return self.model.config.context_length
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """The names that `SamplingParams.adapter` may have."""
+        return self._adapters.names
+
+    def add_adapter(self, name: str, adapter: str | Path | Decoder, *, base: str | Path | None = None) -> None:
+        """Let requests name a LoRA adapter (rsLoRA, DoRA), which is added to the rows of theirs alone.
+
+        Args:
+            name: what they call it.
+            adapter: its folder, Chatloom's or `peft`'s; or a model with it attached, over the same weights
+                (`adapters.shared`), which may go on training.
+            base: the folder, file or name that the engine's model was opened from, to make sure that the adapter was
+                trained on it; None goes by names and shapes.
+
+        Raises:
+            ValueError: no adapter there, one of another base or kind, the name taken, or the model has its own adapter.
+        """
+        self._adapters.add(name, adapter, base=base)
+
+    def remove_adapter(self, name: str) -> None:
+        """Let no new request name an adapter; those under way end with it. ValueError if there is none."""
+        self._adapters.remove(name)
 
     def generate(
         self,
@@ -223,6 +250,7 @@ class Engine:
             follow=follow,
             space=space,
             matcher=self._matcher,
+            adapter=self._adapters.find,
         )
 
     def _matcher(self, grammar: Grammar, stop_tokens: Sequence[int]) -> Matcher:
@@ -386,12 +414,16 @@ class Engine:
 
     def _refresh(self) -> None:
         """Have a runner, with nothing remembered if the model is not what the last step saw."""
-        now = version(self.model)
+        whole = not self._adapters.any_came  # rows that name adapters are computed by torch, with a cache it reads
+        now = version(self.model), self._adapters.version(), whole
         if self._runner is not None and now == self._version:
             return
         weight = self.model.embedding.weight
         dtype = weight.dtype if self.autocast == "fp32" else runtime.pick_dtype(self.autocast, quantised=True)
-        runner = Runner(self._as_read(), dtype=dtype, block_size=BLOCK_SIZE)
+        model = self._as_read()
+        places = {} if self._lowered is None else self._lowered.places
+        adapted = Adapted(model, self.model, places, dtype=dtype)
+        runner = Runner(model, dtype=dtype, block_size=BLOCK_SIZE, adapted=adapted, whole=whole)
         self._version = now
         if self._runner is not None and runner.continues(self._runner):
             self._scheduler.forget()

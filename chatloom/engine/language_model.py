@@ -4,6 +4,7 @@ A conversation becomes tokens through the checkpoint's own `ChatFormat`, the one
 ends with the tokens that this format trains as the end. Nothing about a model is asked of its user again.
 """
 
+import json
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from chatloom import checkpoint, runtime
 from chatloom.chat.message import Message, conversation
 from chatloom.chat.render import ChatFormat
+from chatloom.chat.templates import ChatTemplate
 from chatloom.config import nearest
 from chatloom.engine.engine import Engine
 from chatloom.engine.grammar import Grammar
@@ -29,10 +31,21 @@ DTYPES = ("fp32", "bf16", *runtime.QUANTISED)
 class LanguageModel:
     """A language model that people use. `.model(tokens)` gives logits: (B, T) int64 -> (B, T, V)."""
 
-    def __init__(self, model: Decoder, chat_format: ChatFormat, *, engine: AnyEngine | None = None) -> None:
-        """Join a model and its chat format; `engine` replaces the ordinary one, which decodes in the model's type."""
+    def __init__(
+        self,
+        model: Decoder,
+        chat_format: ChatFormat,
+        *,
+        engine: AnyEngine | None = None,
+        adapter_formats: Mapping[str, ChatFormat] | None = None,
+    ) -> None:
+        """Join a model and its chat format; `engine` replaces the ordinary one, which decodes in the model's type.
+
+        `adapter_formats` are those of its named adapters that were trained with another one.
+        """
         self.model = model
         self.chat_format = chat_format
+        self._formats = adapter_formats or {}
         self.engine: AnyEngine = engine or Engine(model, chat_format.tokenizer, autocast=_own_dtype(model))
 
     @property
@@ -51,6 +64,7 @@ class LanguageModel:
         seed: int | None = None,
         stop: Sequence[str] = (),
         grammar: Grammar | None = None,
+        adapter: str | None = None,
         **more: Any,
     ) -> str:
         """The assistant's answer to a conversation.
@@ -64,18 +78,20 @@ class LanguageModel:
             seed: makes a sampled answer repeatable.
             stop: strings before which the answer ends.
             grammar: what the answer may be, such as `Grammar.json_schema(...)`; None is any text.
+            adapter: the name of one of the `adapters` that the model was opened with; None is the model as it is.
             more: any other field of `SamplingParams`: `min_p`, `repetition_penalty`, `logit_bias`, `best_of`, ...
 
         Raises:
-            ValueError: a malformed conversation, one too long for the context, a parameter that there is not or that
-                is out of range.
+            ValueError: a malformed conversation, one too long for the context, an adapter or a parameter that there
+                is not, a parameter out of range.
         """
-        ends = self.chat_format.stop_tokens
+        ends = self.format_of(adapter).stop_tokens
+        more |= {"adapter": adapter}
         sampling = _sampling(ends, max_tokens, temperature, top_k, top_p, seed, stop, grammar, more)
         for name in ("n", "top_logprobs"):
             if getattr(sampling, name) != getattr(GREEDY, name):
                 raise ValueError(f"{name} is given, and `chat` returns one text; use `generate` with `prompt_tokens`")
-        return self.engine.generate([self.prompt_tokens(messages)], sampling)[0].text
+        return self.engine.generate([self.prompt_tokens(messages, adapter=adapter)], sampling)[0].text
 
     def stream(
         self,
@@ -88,12 +104,14 @@ class LanguageModel:
         seed: int | None = None,
         stop: Sequence[str] = (),
         grammar: Grammar | None = None,
+        adapter: str | None = None,
         **more: Any,
     ) -> Generator[str, None, Completion]:
         """As `chat`, in pieces of text as they come, whole characters each; the generator returns the Completion."""
-        ends = self.chat_format.stop_tokens
+        ends = self.format_of(adapter).stop_tokens
+        more |= {"adapter": adapter}
         sampling = _sampling(ends, max_tokens, temperature, top_k, top_p, seed, stop, grammar, more)
-        return self.engine.stream(self.prompt_tokens(messages), sampling)
+        return self.engine.stream(self.prompt_tokens(messages, adapter=adapter), sampling)
 
     def generate(
         self,
@@ -106,6 +124,7 @@ class LanguageModel:
         seed: int | None = None,
         stop: Sequence[str] = (),
         grammar: Grammar | None = None,
+        adapter: str | None = None,
         **more: Any,
     ) -> list[Completion]:
         """Continue raw prompts, without a chat template; one completion each, or `n`, in order.
@@ -116,14 +135,15 @@ class LanguageModel:
         """
         if isinstance(prompts, str):
             raise ValueError(f"prompts is the text {prompts!r:.60}; give a list, such as [text]")
-        tokenizer = self.tokenizer
+        tokenizer = self.format_of(adapter).tokenizer
         ends = [tokenizer.special[name] for name in (tokenizer.eos_token, tokenizer.end_of_turn_token) if name]
+        more |= {"adapter": adapter}
         sampling = _sampling(ends, max_tokens, temperature, top_k, top_p, seed, stop, grammar, more)
-        return self.engine.generate([self._raw(prompt) for prompt in prompts], sampling)
+        return self.engine.generate([_raw(prompt, tokenizer) for prompt in prompts], sampling)
 
-    def prompt_tokens(self, messages: Messages) -> list[int]:
+    def prompt_tokens(self, messages: Messages, *, adapter: str | None = None) -> list[int]:
         """The tokens of a conversation that ask for its next answer. ValueError if they leave no room for one."""
-        tokens = self.chat_format.prompt(conversation(messages))
+        tokens = self.format_of(adapter).prompt(conversation(messages))
         limit = self.engine.context_length
         if len(tokens) >= limit:
             raise ValueError(
@@ -136,10 +156,13 @@ class LanguageModel:
         """Write the folder in Hugging Face layout: transformers, vLLM and `chatloom.load` open it."""
         checkpoint.save_pretrained(Path(folder), self.model, self.chat_format)
 
-    def _raw(self, prompt: str | Sequence[int]) -> list[int]:
-        if not isinstance(prompt, str):
-            return list(prompt)
-        return self.tokenizer.document_start + self.tokenizer.encode(prompt)
+    def format_of(self, adapter: str | None) -> ChatFormat:
+        """The chat format that an adapter was trained with; None is the model's own."""
+        return self.chat_format if adapter is None else self._formats.get(adapter, self.chat_format)
+
+
+def _raw(prompt: str | Sequence[int], tokenizer: Tokenizer) -> list[int]:
+    return tokenizer.document_start + tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
 
 
 def _sampling(
@@ -174,6 +197,7 @@ def load(
     dtype: str | None = None,
     device: str | None = None,
     draft: str | Path | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
 ) -> LanguageModel:
     """Open a language model.
 
@@ -186,17 +210,23 @@ def load(
         draft: guesses the next tokens while few answers are under way, which then come sooner and stay the same (up to
             the rounding of `dtype`): "lookup" takes them from the text so far, and any `ref` is a smaller model of the
             same tokenizer.
+        adapters: folders of LoRA adapters that were trained on this model, by the names with which `chat`, `stream`
+            and `generate` choose one. All are computed over one copy of the weights, also in one batch.
 
     Raises:
         ValueError: nothing there, a run that has not finished, files missing or damaged, an unsupported model, a
-            draft model of another vocabulary.
+            draft model of another vocabulary, an adapter of another model or kind.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; allowed: None (as saved), {', '.join(map(repr, DTYPES))}")
     drafter = None if draft is None else _drafter(draft, ref, dtype, device)  # first, for it may not fit
     opened, autocast = _open(ref, dtype, device)
     engine = Engine(opened.model, opened.tokenizer, autocast=autocast, drafter=drafter)
-    return LanguageModel(opened.model, opened.chat, engine=engine)
+    formats = {}
+    for name, folder in (adapters or {}).items():
+        engine.add_adapter(name, folder, base=ref)
+        formats[name] = _format_of(folder, opened.chat)
+    return LanguageModel(opened.model, opened.chat, engine=engine, adapter_formats=formats)
 
 
 def _open(ref: str | Path, dtype: str | None, device: str | None) -> tuple[checkpoint.Pretrained, str]:
@@ -218,3 +248,24 @@ def _drafter(draft: str | Path, ref: str | Path, dtype: str | None, device: str 
         )
     opened, autocast = _open(draft, dtype, device)
     return DraftModel(Engine(opened.model, opened.tokenizer, autocast=autocast))
+
+
+def _format_of(ref: str | Path, base: ChatFormat) -> ChatFormat:
+    """What an adapter was trained with: its folder's tokenizer and template, or else its base's."""
+    folder = checkpoint.adapter_folder(ref)
+    assert folder is not None
+    template = ChatTemplate.load(folder) or base.template
+    if not (folder / "tokenizer.json").exists():
+        return ChatFormat(base.tokenizer, template)
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.digest() != base.tokenizer.digest() and _tokens(tokenizer) != _tokens(base.tokenizer):
+        raise ValueError(
+            f"{folder}: the adapter's tokenizer has other tokens than the model's, so their requests cannot share an "
+            "engine; open it as a model of its own"
+        )
+    return ChatFormat(tokenizer, template)
+
+
+def _tokens(tokenizer: Tokenizer) -> Any:
+    stored = json.loads(tokenizer.serialized)
+    return stored["model"]["vocab"], {token["id"]: token["content"] for token in stored["added_tokens"]}

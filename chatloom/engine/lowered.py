@@ -62,6 +62,7 @@ class Lowered:
         own = [*source.parameters(), *source.buffers()]
         self.model: Any = copy.deepcopy(source, {id(tensor): tensor for tensor in own}).eval()
         self._copies: list[_Copy] = []
+        self.places: dict[str, tuple[str, int]] = {}  # of the source's layers: the matrix they are in, their first row
         self._version: Hashable = None
         loras = adapters.loras(source)
         for path, module in source.named_modules():
@@ -94,8 +95,11 @@ class Lowered:
         module = self.source.get_submodule(path)
         parts = [(module.get_submodule(name), loras.get(f"{path}.{name}")) for name in joined]
         self._put(path, "joined", parts)
-        for name in joined:
+        first = 0
+        for name, (part, _) in zip(joined, parts):
             setattr(self.model.get_submodule(path), name, None)
+            self.places[f"{path}.{name}"] = f"{path}.joined", first
+            first += len(part.get_parameter("weight"))
         for name in others:
             self._put(path, name, [(module.get_submodule(name), loras.get(f"{path}.{name}"))])
 
@@ -115,9 +119,10 @@ class Lowered:
         if now == self._version:
             return
         self._version = now
-        for made in self._copies:
-            if made.filled != made.now():
-                made.fill()
+        with torch.autocast(self.source.embedding.weight.device.type, enabled=False):  # updates are merged in fp32
+            for made in self._copies:
+                if made.filled != made.now():
+                    made.fill()
 
 
 def _weight(module: nn.Module, lora: LoRA | None) -> Tensor:

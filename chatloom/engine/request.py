@@ -72,6 +72,8 @@ class SamplingParams:
     num_beams: int = 1
     # Beams are compared by log-probability / length ** length_penalty: above 0 favours long ones, 0 is the plain sum.
     length_penalty: float = 1.0
+    # The name of an adapter that was given to the engine (`Engine.add_adapter`); None is the model as it is.
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         _whole("max_tokens", self.max_tokens, 1, None)
@@ -101,6 +103,8 @@ class SamplingParams:
         _whole("n", self.n, 1, MAX_SAMPLES)
         if self.best_of is not None:
             _whole("best_of", self.best_of, self.n, MAX_SAMPLES, none=f"None; it is at least n, {self.n}")
+        if self.adapter is not None and not (isinstance(self.adapter, str) and self.adapter):
+            raise _refusal("adapter", self.adapter, "the name of an adapter, or None for the model as it is")
         self._check_beams()
         if self.num_samples > 1 and self.temperature == 0:
             raise ValueError(f"{self.num_samples} samples at temperature 0 would all be the same; give a temperature")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from chatloom.engine import fused, sampling, structured
+from chatloom.engine.multi_lora import Adapted, Adapter
 from chatloom.engine.request import Completion, FinishReason, SamplingParams
 from chatloom.engine.scheduler import Plan
 from chatloom.engine.scheduler import Sequence as Scheduled
@@ -38,6 +39,7 @@ class Row(Scheduled):
     limit: int  # most tokens that fit
     text: TextStream | None  # None: nobody reads along, and no stop string has to be found
     matcher: structured.Matcher | None = None  # where it is in its grammar
+    adapter: Adapter | None = None  # None: the model as it is
     num_likeliest: int = 0  # tokens to report at each place
     num_guessed: int = 0  # tokens guessed so far (`speculative`)
     num_right: int = 0  # and those of them that were drawn
@@ -115,12 +117,23 @@ class Row(Scheduled):
 class Runner:
     """Computes plans with a model, whose weights are read at each step, and a cache of its own."""
 
-    def __init__(self, model: Decoder, *, dtype: torch.dtype, block_size: int) -> None:
-        """`dtype` is that of the keys and values that are kept."""
-        self.model = model
+    def __init__(
+        self,
+        model: Decoder,
+        *,
+        dtype: torch.dtype,
+        block_size: int,
+        adapted: Adapted | None = None,
+        whole: bool = True,
+    ) -> None:
+        """`dtype` is that of the keys and values that are kept; `adapted` computes rows that name adapters.
+
+        `whole`: whether steps may be compiled whole (`fused`), whose cache nothing else can read.
+        """
+        self.model, self._adapted = model, adapted
         self._device = model.embedding.weight.device
         config = model.config
-        self._fused = fused.Fused(model) if fused.can(model, block_size) else None
+        self._fused = fused.Fused(model) if whole and fused.can(model, block_size) else None
         kind = Paged if self._fused is None else fused.LaidOut
         self.cache: Paged = kind(
             config.num_layers,
@@ -146,6 +159,7 @@ class Runner:
     def run(self, plan: Plan) -> list[Row]:
         """Compute a plan; returns the rows that have one more token. Those whose logits are not finite get an error."""
         self._prepare(plan)
+        model = self._model_of(plan)
         rows: list[Row] = []  # those due, and once more for each guess
         guesses: list[int | None] = []  # what was guessed for the token before
         tokens, ends = list[int](), list[int]()
@@ -164,7 +178,7 @@ class Runner:
                 ends += range(len(tokens) - 1 - len(guessed), len(tokens))
         masks = structured.begin([row.matcher for row in rows], guesses)  # computed beside the model
         self.cache.begin([chunk for row, count in plan.chunks for chunk in _chunks(row, count)])
-        logits = self._logits(tokens, ends)
+        logits = self._logits(model, tokens, ends)
         if not rows:
             return rows
         self._sample(rows, guesses, logits, masks())
@@ -175,14 +189,23 @@ class Runner:
             plan.chunks[place] = row, taken
         return list(dict.fromkeys(rows))
 
-    def _logits(self, tokens: list[int], ends: list[int]) -> Tensor:
+    def _logits(self, model: Decoder, tokens: list[int], ends: list[int]) -> Tensor:
         """Compute the rows announced to the cache; the logits behind the tokens at `ends`, (ends, V)."""
         if self._fused is not None and isinstance(self.cache, fused.LaidOut):
             return self._fused.logits(tokens, ends, self.cache)
-        hidden = self.model.hidden(torch.tensor([tokens], device=self._device), cache=self.cache)[0]  # (N, C)
+        hidden = model.hidden(torch.tensor([tokens], device=self._device), cache=self.cache)[0]  # (N, C)
         if len(ends) < len(tokens):
             hidden = hidden[torch.tensor(ends, dtype=torch.int64, device=self._device)]
-        return self.model.logits(hidden)
+        return model.logits(hidden)
+
+    def _model_of(self, plan: Plan) -> Decoder:
+        """What computes a step: the model, or, where any row names an adapter, the tree that adds its update."""
+        if all(row.adapter is None for row, _ in plan.chunks):  # type: ignore[attr-defined]
+            return self.model
+        assert self._adapted is not None
+        plan.chunks.sort(key=_by_adapter)  # stable
+        self._adapted.begin([(row.adapter, count) for row, count in plan.chunks])  # type: ignore[attr-defined]
+        return self._adapted.model
 
     def _prepare(self, plan: Plan) -> None:
         for pairs in (plan.moves, plan.copies):
@@ -271,6 +294,13 @@ def _chunks(row: Scheduled, count: int) -> list[Chunk]:
     if row.num_missing > 1:
         return [Chunk(row.blocks, row.num_computed, count)]
     return [Chunk(row.blocks, row.num_computed + place, 1) for place in range(count)]
+
+
+def _by_adapter(chunk: tuple[Scheduled, int]) -> tuple[int, int]:
+    """Where a chunk stands in a step: as the scheduler has it, one token, guesses, prompts; then adapter by adapter."""
+    row, count = chunk
+    assert isinstance(row, Row)
+    return (count > 1) + (row.num_missing > 1), -1 if row.adapter is None else row.adapter.number
 
 
 def _changes(rows: Sequence[Row]) -> list[sampling.Change]:

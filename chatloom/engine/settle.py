@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from chatloom.engine.grammar import Grammar
+from chatloom.engine.multi_lora import Adapter
 from chatloom.engine.request import MAX_SEED, Completion, SamplingParams, derive_seed, sample_seed
 from chatloom.engine.runner import Row
 from chatloom.engine.structured import Matcher
@@ -38,15 +39,18 @@ def settle(
     follow: bool = False,
     space: bytes = b"",
     matcher: Callable[[Grammar, Sequence[int]], Matcher],
+    adapter: Callable[[str], Adapter],
 ) -> list[Row]:
     """The rows of some requests, `num_samples` of each. ValueError for what cannot be computed.
 
     `follow` decodes the text as it grows, which is otherwise done only to find stop strings, and lets what follows
-    the answer find it computed. `space` as in `Sequence`; `matcher` begins a grammar that ends with some tokens.
+    the answer find it computed. `space` as in `Sequence`; `matcher` begins a grammar that ends with some tokens;
+    `adapter` finds one by its name.
     """
     num_virtual = num_virtual_tokens(model)
     for index, (prompt, params) in enumerate(zip(prompts, sampling)):
         _check(model, index, prompt, params, cache_tokens)
+    named = {params.adapter: adapter(params.adapter) for params in sampling if params.adapter is not None}
     wanted = [
         (prompt, params, None if seed is None else sample_seed(seed, sample))
         for prompt, params, seed in zip(prompts, sampling, seeds)
@@ -63,13 +67,15 @@ def settle(
             seed = None
         elif seed is None:
             seed = next(fresh)
+        own = None if params.adapter is None else named[params.adapter]
         row = Row(
             order=next(orders),
             tokens=[*range(-num_virtual, 0), *prompt],
             num_prompt=num_virtual + len(prompt),
             num_virtual=num_virtual,
             remember_answer=follow,
-            space=space,
+            space=space if own is None else own.space + space,
+            adapter=own,
             sampling=params,
             seed=seed,
             num_likeliest=params.top_logprobs,

@@ -87,7 +87,7 @@ class DraftModel:
             text = row.tokens[row.num_virtual :]
             if len(text) + count > self.engine.context_length:
                 continue
-            asked = replace(row.sampling, max_tokens=count, stop=(), n=1, best_of=None, grammar=None)
+            asked = replace(row.sampling, max_tokens=count, stop=(), n=1, best_of=None, grammar=None, adapter=None)
             [own] = self.engine._rows([text], [asked], [row.seed])
             own.uniforms = row.uniforms[len(row.logprobs) :]
             own.matcher = None if row.matcher is None else row.matcher.fork()

@@ -25,6 +25,7 @@ from chatloom.stages.answer import AnswerConfig
 HELP = """\
 /reset         forget the conversation
 /system TEXT   set the system message (alone: show it; "/system off": none)
+/adapter NAME  let one of the --adapters answer (alone: which there are; "/adapter off": none)
 /save FILE     write the conversation as JSON lines, the format that `chatloom sft --data` reads
 /help          this list
 /quit          leave (so does Ctrl-D, or Ctrl-C twice)
@@ -56,10 +57,23 @@ class Config:
     # Guess the next tokens, so that the same answers come sooner: lookup (what the text said before) or a smaller model
     # of the same tokenizer. None does not guess.
     draft: str | None = None
+    # LoRA adapters that were trained on this model, NAME=FOLDER each; `/adapter NAME` lets one answer.
+    adapters: tuple[str, ...] | None = None
     answer: AnswerConfig = field(default_factory=AnswerConfig)
+
+    @property
+    def adapter_folders(self) -> dict[str, str]:
+        """Where each adapter is, by its name."""
+        return dict(each.split("=", 1) for each in self.adapters or ())
 
     def __post_init__(self) -> None:
         SamplingParams(self.max_tokens, self.temperature, top_p=self.top_p, seed=self.seed)  # refuses a bad range
+        for each in self.adapters or ():
+            name, equals, folder = each.partition("=")
+            if not (name and equals and folder) or name == "off":
+                raise ValueError(f"adapters: {each!r} is no NAME=FOLDER, such as formal=runs/formal (and not off=...)")
+        if self.adapters is not None and len(self.adapter_folders) < len(self.adapters):
+            raise ValueError(f"adapters: two of {', '.join(self.adapters)} have the same name; give each its own")
         if self.message is not None and not self.message.strip():
             raise ValueError("message is empty; say something, or leave it out to talk")
 
@@ -82,10 +96,12 @@ class ChatSession:
         self._num_answers = 0
         self._saved: set[Path] = set()
         self.system = config.system
+        self.adapter: str | None = None
         self.turns: list[Message] = []
         self._commands: dict[str, Callable[[str], Iterator[Event]]] = {
             "/reset": self._reset,
             "/system": self._set_system,
+            "/adapter": self._set_adapter,
             "/save": self._save,
             "/help": self._help,
             "/quit": self._quit,
@@ -152,6 +168,7 @@ class ChatSession:
             top_p=config.top_p,
             seed=seed,
             grammar=self._grammar,
+            adapter=self.adapter,
         )
 
     @staticmethod
@@ -178,7 +195,7 @@ class ChatSession:
         return dropped
 
     def _length(self) -> int:
-        return len(self._model.chat_format.prompt(self.messages))
+        return len(self._model.format_of(self.adapter).prompt(self.messages))
 
     # --- commands -------------------------------------------------------------------------------------------
 
@@ -190,6 +207,15 @@ class ChatSession:
         if argument:
             self.system = None if argument == "off" else argument
         yield Event("notice", f"(system message: {self.system or 'none'})")
+
+    def _set_adapter(self, argument: str) -> Iterator[Event]:
+        known = tuple(self._config.adapter_folders)
+        if argument and argument not in (*known, "off"):
+            yield Event("error", f"there is no adapter {argument}; known: {', '.join(known) or 'none (--adapters)'}")
+            return
+        if argument:
+            self.adapter = None if argument == "off" else argument
+        yield Event("notice", f"(adapter: {self.adapter or 'none'}; known: {', '.join(known) or 'none'})")
 
     def _save(self, argument: str) -> Iterator[Event]:
         path = Path(argument).expanduser()
@@ -227,6 +253,7 @@ def run(config: Config) -> None:
         dtype=config.dtype,
         device=config.device,
         draft=config.draft,
+        adapters=config.adapter_folders,
     )
     session = ChatSession(model, config)
     if config.message is not None:

@@ -155,3 +155,20 @@ def test_weights_that_are_no_numbers_are_reported() -> None:
 def test_a_block_of_another_size_is_not_for_it() -> None:
     assert not fused.can(lowered(drawn("llama"), "bf16"), 16)
     assert not fused.can(drawn("llama"), BLOCK_SIZE)
+
+
+def test_rows_that_name_adapters_are_left_to_torch() -> None:
+    model = drawn("grouped")
+    engine = Engine(model, byte_tokenizer(), autocast="bf16")
+    params = SamplingParams(max_tokens=6)
+    [before] = engine.generate([[1, 2, 3]], params)
+    other = adapters.shared(model)
+    adapters.attach(other, AdapterConfig(adapter="lora"))
+    for lora in adapters.loras(other).values():
+        torch.nn.init.normal_(lora.B.weight, std=0.5)
+    engine.add_adapter("one", other)
+    plain, named = engine.generate([[1, 2, 3]] * 2, [params, SamplingParams(max_tokens=6, adapter="one")])
+    assert plain.tokens == before.tokens
+    assert named.tokens != before.tokens
+    engine.remove_adapter("one")
+    assert engine.generate([[1, 2, 3]], params)[0].tokens == before.tokens
