@@ -6,7 +6,7 @@ ends with the tokens that this format trains as the end. Nothing about a model i
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from chatloom import checkpoint, runtime
 from chatloom.chat.message import Message, conversation
@@ -15,6 +15,7 @@ from chatloom.engine.engine import Engine
 from chatloom.engine.grammar import Grammar
 from chatloom.engine.request import AnyEngine, Completion, SamplingParams
 from chatloom.models import Decoder
+from chatloom.models.longer import ContextConfig
 from chatloom.tokenizers.bpe import Tokenizer
 
 Messages = Iterable[Mapping[str, Any] | Message]
@@ -150,7 +151,13 @@ def _own_dtype(model: Decoder) -> str:
 
 
 def load(
-    ref: str | Path, *, dtype: str | None = None, device: str | None = None, batch_invariant: bool = True
+    ref: str | Path,
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    batch_invariant: bool = True,
+    context_length: int | None = None,
+    rope_scaling: Literal["linear", "ntk", "yarn"] | None = None,
 ) -> LanguageModel:
     """Open a language model.
 
@@ -161,14 +168,23 @@ def load(
             generation reads; `.model`, and what is saved, stay as they were.
         device: None for the best there is, "cpu", "cuda", "cuda:1", ...
         batch_invariant: an answer does not depend on what is generated beside it; False is faster for int4.
+        context_length: tokens of context, more than the model was trained on.
+        rope_scaling: how rotary positions are stretched to it: "linear" (fine-tune with it), "ntk" or "yarn". Saved
+            with the model.
 
     Raises:
-        ValueError: nothing there, a run that has not finished, files missing or damaged, an unsupported model.
+        ValueError: nothing there, a run that has not finished, files missing or damaged, an unsupported model, or one
+            that cannot have that context.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; allowed: None (as saved), {', '.join(map(repr, DTYPES))}")
     quantised = dtype if dtype in runtime.QUANTISED else None
-    opened = checkpoint.load_pretrained(ref, device=runtime.pick_device(device), dtype=None if quantised else dtype)
+    opened = checkpoint.load_pretrained(
+        ref,
+        device=runtime.pick_device(device),
+        dtype=None if quantised else dtype,
+        context=ContextConfig(context_length, rope_scaling),
+    )
     autocast = quantised or _own_dtype(opened.model)
     engine = Engine(opened.model, opened.tokenizer, autocast=autocast, batch_invariant=batch_invariant)
     return LanguageModel(opened.model, opened.chat, engine=engine)

@@ -9,7 +9,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,7 @@ from chatloom.chat.message import Message, printable, to_dicts
 from chatloom.engine.language_model import LanguageModel, load
 from chatloom.engine.request import Completion, SamplingParams, derive_seed
 from chatloom.models import num_parameters
+from chatloom.models.longer import ContextConfig
 
 HELP = """\
 /reset         forget the conversation
@@ -50,6 +51,7 @@ class Config:
     dtype: str | None = None
     # cpu, cuda, ...; None is the best there is.
     device: str | None = None
+    context: ContextConfig = field(default_factory=ContextConfig)
 
     def __post_init__(self) -> None:
         SamplingParams(self.max_tokens, self.temperature, top_p=self.top_p, seed=self.seed)  # refuses a bad range
@@ -209,7 +211,8 @@ class ChatSession:
 
 def run(config: Config) -> None:
     """Chat until the user leaves. Raises ValueError for what `chatloom.load` refuses."""
-    model = load(config.model, dtype=config.dtype, device=config.device, batch_invariant=config.seed is not None)
+    options = {"dtype": config.dtype, "device": config.device, **asdict(config.context)}
+    model = load(config.model, batch_invariant=config.seed is not None, **options)
     session = ChatSession(model, config)
     if sys.stdin.isatty():
         _talk(session, Console(), config.model, model)

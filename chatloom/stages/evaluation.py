@@ -11,6 +11,7 @@ from chatloom.evals import generation, intervals, judge, likelihood, results
 from chatloom.evals.generation import Answer
 from chatloom.evals.intervals import Estimate
 from chatloom.models import Decoder
+from chatloom.models.longer import ContextConfig
 from chatloom.rl import scoring
 from chatloom.rl.rollout import fitting_row_length, pack_episodes
 from chatloom.stages.run import Run
@@ -55,6 +56,7 @@ class Config:
     # What the report calls `model`.
     label: str = "SFT"
     seed: int = 0
+    context: ContextConfig = field(default_factory=ContextConfig)
 
     def __post_init__(self) -> None:
         for name, least in (("num_prompts", 1), ("num_documents", 1), ("num_shots", 0), ("max_tokens", 1), ("seed", 0)):
@@ -92,6 +94,11 @@ class Evaluation:
         return SamplingParams(
             max_tokens=self.config.max_tokens, temperature=self.config.temperature, seed=self.config.seed
         )
+
+
+def open_model(folder: str, config: Config) -> checkpoint.Pretrained:
+    """One of the language models that are compared."""
+    return checkpoint.load_pretrained(folder, dtype="fp32", device=runtime.pick_device(), context=config.context)
 
 
 def likelihood_of(
