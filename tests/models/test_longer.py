@@ -46,6 +46,8 @@ def test_angles_are_those_of_transformers(family: str, kind: Any) -> None:
     theirs = AutoConfig.for_model(stored.pop("model_type"), **stored)
     frequencies, magnitude = ROPE_INIT_FUNCTIONS[kind](theirs, "cpu")
     assert theirs.max_position_embeddings == LONG
+    assert theirs.rope_parameters["factor"] == 2.5
+    assert kind == "linear" or theirs.rope_parameters["original_max_position_embeddings"] == 64
     angles = torch.arange(LONG).float()[:, None] * frequencies
     cosines, sines = tables(build(config).rotary)
     torch.testing.assert_close(cosines, angles.cos() * magnitude, rtol=1e-5, atol=1e-5)
