@@ -5,18 +5,25 @@ import os
 import torch
 
 from chatloom.models import DecoderConfig
+from chatloom.nn.quantised_cache import bytes_of_a_head
 
 _SHARE = 0.25  # of the memory there is: weights, activations and other programs need theirs
 
 
 def num_blocks(
-    config: DecoderConfig, *, rows: int, block_size: int, num_virtual: int, dtype: torch.dtype, device: torch.device
+    config: DecoderConfig, *, rows: int, block_size: int, num_virtual: int, token_bytes: int, device: torch.device
 ) -> int:
     """Enough for `rows` full contexts if they take no more than a quarter of the memory, but for one at least."""
-    size = torch.finfo(dtype).bits // 8
-    block_bytes = 2 * config.num_layers * config.num_key_value_heads * config.head_width * block_size * size
+    block_bytes = block_size * token_bytes
     a_row = blocks_of_a_row(config, block_size, num_virtual)
     return max(a_row, min(rows * a_row, int(_SHARE * _memory_bytes(device)) // block_bytes))
+
+
+def bytes_of_a_token(config: DecoderConfig, dtype: torch.dtype, kv_dtype: str | None = None) -> int:
+    """What the keys and values of one token take, computed in `dtype`, kept in that or in "int8"."""
+    width = config.head_width
+    a_head = width * (torch.finfo(dtype).bits // 8) if kv_dtype is None else bytes_of_a_head(width)
+    return 2 * config.num_layers * config.num_key_value_heads * a_head
 
 
 def blocks_of_a_row(config: DecoderConfig, block_size: int, num_virtual: int) -> int:

@@ -16,13 +16,15 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from typing import Literal
 
 import torch
 
 from chatloom import runtime
 from chatloom.engine import beams, settle
 from chatloom.engine.blocks import Blocks
-from chatloom.engine.capacity import blocks_of_a_row, num_blocks, out_of_memory
+from chatloom.engine.cache_config import CacheConfig
+from chatloom.engine.capacity import blocks_of_a_row, bytes_of_a_token, num_blocks, out_of_memory
 from chatloom.engine.grammar import Grammar
 from chatloom.engine.lowered import Lowered, saves
 from chatloom.engine.request import GREEDY, Completion, Overloaded, Progress, SamplingParams
@@ -35,6 +37,7 @@ from chatloom.engine.weights import modules_of, version
 from chatloom.models import Decoder
 from chatloom.tokenizers.bpe import Tokenizer
 
+STEP_TOKENS = 2048  # computed in a step: longer prompts are read in pieces
 BLOCK_SIZE = 32  # smaller blocks waste less of the last one, larger ones make longer products
 
 
@@ -53,6 +56,7 @@ class Engine:
         max_waiting: int | None = None,
         batch_invariant: bool = True,
         drafter: Drafter | None = None,
+        kv_dtype: Literal["int8"] | None = None,
     ) -> None:
         """Wrap a model and the tokenizer that decodes for it.
 
@@ -72,6 +76,7 @@ class Engine:
             batch_invariant: compute the product with a quantised matrix in the same way whatever the number of rows;
                 False is faster for int4 in company, and an answer may then depend on it.
             drafter: guesses tokens while few rows are under way (`speculative`); the answers stay the same.
+            kv_dtype: "int8" keeps keys and values in eight bits, half the bytes of bf16; None in the type computed in.
         """
         if max_batch < 1:
             raise ValueError(f"max_batch is {max_batch}; it must be at least 1")
@@ -89,9 +94,10 @@ class Engine:
         self.batch_invariant = batch_invariant
         self.max_waiting = max_waiting
         self.drafter = drafter
+        self._kept = CacheConfig(kv_dtype)
         self._less: tuple[int, int] | None = None  # rows and tokens of a step while memory is short
         self._room: int | None = None  # blocks beyond which the cache could not grow
-        self._step_tokens = max(2048, max_batch) if step_tokens is None else step_tokens
+        self._step_tokens = max(STEP_TOKENS, max_batch) if step_tokens is None else step_tokens
         self._cache_tokens = None if cache_tokens is None else -(-cache_tokens // BLOCK_SIZE) * BLOCK_SIZE
         self._scheduler = Scheduler(Blocks(2, BLOCK_SIZE), max_rows=max_batch, step_tokens=self._step_tokens)
         self._runner: Runner | None = None
@@ -387,7 +393,7 @@ class Engine:
             return
         weight = self.model.embedding.weight
         dtype = weight.dtype if self.autocast == "fp32" else runtime.pick_dtype(self.autocast, quantised=True)
-        runner = Runner(self._as_read(), dtype=dtype, block_size=BLOCK_SIZE)
+        runner = Runner(self._as_read(), dtype=dtype, block_size=BLOCK_SIZE, kept=self._kept)
         self._version = now
         if self._runner is not None and runner.continues(self._runner):
             self._scheduler.forget()
@@ -414,7 +420,7 @@ class Engine:
             rows=self.max_batch,
             block_size=BLOCK_SIZE,
             num_virtual=num_virtual,
-            dtype=dtype,
+            token_bytes=bytes_of_a_token(self.model.config, dtype, self._kept.kv_dtype),
             device=device,
         )
         if self._cache_tokens is not None:

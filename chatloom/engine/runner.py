@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from chatloom.engine import sampling, structured
+from chatloom.engine.cache_config import PLAIN, CacheConfig
 from chatloom.engine.request import Completion, FinishReason, SamplingParams
 from chatloom.engine.scheduler import Plan
 from chatloom.engine.scheduler import Sequence as Scheduled
 from chatloom.engine.text import TextStream
 from chatloom.models import Decoder
-from chatloom.nn.paged import Chunk, Paged
+from chatloom.nn.paged import Chunk
 
 Number = TypeVar("Number", int, float)
 
@@ -115,19 +116,13 @@ class Row(Scheduled):
 class Runner:
     """Computes plans with a model, whose weights are read at each step, and a cache of its own."""
 
-    def __init__(self, model: Decoder, *, dtype: torch.dtype, block_size: int) -> None:
-        """`dtype` is that of the keys and values that are kept."""
+    def __init__(self, model: Decoder, *, dtype: torch.dtype, block_size: int, kept: CacheConfig = PLAIN) -> None:
+        """`dtype` is that of the keys and values that are kept, if `kept` does not say otherwise."""
         self.model = model
         self._device = model.embedding.weight.device
         config = model.config
-        self.cache = Paged(
-            config.num_layers,
-            config.num_key_value_heads,
-            config.head_width,
-            block_size=block_size,
-            dtype=dtype,
-            device=self._device,
-        )
+        sizes = config.num_layers, config.num_key_value_heads, config.head_width
+        self.cache = kept.cache(model)(*sizes, block_size=block_size, dtype=dtype, device=self._device)
         self._prefix: tuple[Tensor, Tensor] | None = None if model.prefix is None else model.prefix(model)
         self.num_virtual = 0 if self._prefix is None else self._prefix[0].shape[2]
 
@@ -136,6 +131,7 @@ class Runner:
         mine, theirs = self.cache.keys, other.cache.keys
         fits = (mine.shape[2:], mine.dtype, mine.device) == (theirs.shape[2:], theirs.dtype, theirs.device)
         fits = fits and len(mine) == len(theirs) and self.num_virtual == other.num_virtual
+        fits = fits and type(self.cache) is type(other.cache)
         if fits:
             self.cache = other.cache
         return fits

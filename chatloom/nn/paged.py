@@ -119,6 +119,10 @@ class Paged:
         for kept, given in ((keys, key), (values, value)):
             flat = given[0].transpose(0, 1).reshape(-1, given.shape[3])  # (N * G, D)
             kept.view(-1, given.shape[3]).index_copy_(0, self._slots, flat.to(kept.dtype))
+        return self._attended(query, key, value, keys, values, rule)
+
+    def _attended(self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, rule: Rule) -> Tensor:
+        """What the announced rows see, (1, H, N, D): of their own keys (1, G, N, D), or of blocks (n, G, size, D)."""
         queries = query[0].transpose(0, 1)  # (N, H, D)
         if self._ones is not None and not self._prompts:
             return self._ones.attend(queries, keys, values, rule).to(query.dtype).transpose(0, 1)[None]

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from chatloom import runtime
 from chatloom.chat.message import Message, printable, to_dicts
+from chatloom.engine.cache_config import CacheConfig
 from chatloom.engine.language_model import LanguageModel, load
 from chatloom.engine.request import Completion, SamplingParams, derive_seed
 from chatloom.models import num_parameters
@@ -52,6 +53,7 @@ class Config:
     # cpu, cuda, ...; None is the best there is.
     device: str | None = None
     context: ContextConfig = field(default_factory=ContextConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
     def __post_init__(self) -> None:
         SamplingParams(self.max_tokens, self.temperature, top_p=self.top_p, seed=self.seed)  # refuses a bad range
@@ -211,7 +213,7 @@ class ChatSession:
 
 def run(config: Config) -> None:
     """Chat until the user leaves. Raises ValueError for what `chatloom.load` refuses."""
-    options = {"dtype": config.dtype, "device": config.device, **asdict(config.context)}
+    options = {"dtype": config.dtype, "device": config.device, **asdict(config.context), **asdict(config.cache)}
     model = load(config.model, batch_invariant=config.seed is not None, **options)
     session = ChatSession(model, config)
     if sys.stdin.isatty():

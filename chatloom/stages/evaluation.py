@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from chatloom import checkpoint, runtime
+from chatloom.engine.cache_config import CacheConfig
 from chatloom.engine.engine import Engine
 from chatloom.engine.lowered import as_decoded
 from chatloom.engine.request import SamplingParams
@@ -57,6 +58,7 @@ class Config:
     label: str = "SFT"
     seed: int = 0
     context: ContextConfig = field(default_factory=ContextConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
     def __post_init__(self) -> None:
         for name, least in (("num_prompts", 1), ("num_documents", 1), ("num_shots", 0), ("max_tokens", 1), ("seed", 0)):
@@ -117,7 +119,7 @@ def likelihood_of(
 
 def engine_of(opened: checkpoint.Pretrained, config: Config) -> Engine:
     """What generates a model's answers."""
-    return Engine(opened.model, opened.tokenizer, max_batch=256, autocast=config.dtype)
+    return Engine(opened.model, opened.tokenizer, max_batch=256, autocast=config.dtype, **config.cache.options)
 
 
 # --- the models -----------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Any
 
 from chatloom import runtime
 from chatloom.chat.message import to_dicts
+from chatloom.engine.cache_config import CacheConfig
 from chatloom.engine.engine import Engine
 from chatloom.engine.language_model import load
 from chatloom.engine.request import SamplingParams
@@ -51,6 +52,7 @@ class Config:
     dtype: str = "fp32"
     seed: int = 0
     context: ContextConfig = field(default_factory=ContextConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
     def __post_init__(self) -> None:
         if not 2 <= self.fewest_responses <= self.most_responses:
@@ -100,7 +102,7 @@ def run(config: Config) -> dict[str, Any]:
 def _sample(config: Config, examples: Sequence[Example], counts: Sequence[int]) -> list[list[Rollout]]:
     """Each example's answers, `counts` of them."""
     lm = load(config.model, dtype="fp32", **asdict(config.context))
-    engine = Engine(lm.model, lm.tokenizer, max_batch=256, autocast=config.dtype)
+    engine = Engine(lm.model, lm.tokenizer, max_batch=256, autocast=config.dtype, **config.cache.options)
     answers: list[list[Rollout]] = []
     with progress("rank", sum(counts)) as advance:
         for at in range(0, len(examples), _PROMPTS_AT_ONCE):

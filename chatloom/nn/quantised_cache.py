@@ -1,0 +1,133 @@
+"""The paged cache in eight bits: half the bytes of bf16, so twice the tokens, at a scale for each token and head.
+
+A key or value (D,) is kept as codes of -127 to 127 and one bf16 scale, its largest magnitude / 127. KIVI (Liu et al.
+2024, section 3) finds that keys want scales for each channel, because some channels are large in every token; that is
+so at two bits. At eight, on SmolLM2-135M, scales for each token cost less than bf16's own rounding of everything else
+(docs/results.md), and a token can be written without its neighbours.
+
+Everybody sees what was rounded, a prompt its own tokens too: so an answer does not depend on how a prompt was cut into
+pieces. Blocks are dequantised where they are read, one layer's at a time, into a buffer that the layers share; a layer
+grows by itself, so that growing takes one layer's room more and not twice everything.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from chatloom.nn.cache import PLAIN, Rule
+from chatloom.nn.paged import Chunk, Paged
+
+_SCALE = torch.bfloat16  # codes go by the rounded scale, so its few bits cost nothing
+_MOST = 127
+
+
+def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes (..., D) int8 and scales (...,) of vectors (..., D)."""
+    scales = (x.abs().amax(-1).float() / _MOST).to(_SCALE)
+    steps = torch.where(scales == 0, 1.0, scales.float())[..., None]
+    return (x.float() / steps).round_().clamp_(-_MOST, _MOST).to(torch.int8), scales
+
+
+def bytes_of_a_head(head_width: int) -> int:
+    """What a key or a value of one head takes."""
+    return head_width + torch.finfo(_SCALE).bits // 8
+
+
+class Quantised(Paged):
+    """As `Paged`, which computes in `dtype`; `keys` and `values` stay without blocks."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_key_value_heads: int,
+        head_width: int,
+        *,
+        block_size: int = 32,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__(num_layers, num_key_value_heads, head_width, block_size=block_size, dtype=dtype, device=device)
+        shape = (2, 0, num_key_value_heads, block_size)  # keys and values
+        self._codes = [torch.zeros(*shape, head_width, dtype=torch.int8, device=device) for _ in range(num_layers)]
+        self._scales = [torch.zeros(shape, dtype=_SCALE, device=device) for _ in range(num_layers)]
+        self._places = self._read = self._slots
+        self._buffer = self.keys[0]
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks there is room for, in every layer."""
+        return min(scales.shape[1] for scales in self._scales)
+
+    @property
+    def num_bytes(self) -> int:
+        """What codes and scales take."""
+        return sum(kept.nbytes for kept in (*self._codes, *self._scales))
+
+    def make_room(self, num_blocks: int, *, most: int | None = None) -> None:
+        """As `Paged.make_room`, a layer after the other; where memory ends, some may have more room than others."""
+        if num_blocks <= self.num_blocks:
+            return
+        wanted = max(num_blocks, 2 * self.num_blocks)
+        wanted = wanted if most is None else max(num_blocks, min(wanted, most))
+        self._buffer = self.keys[0]
+        for tensors in (self._codes, self._scales):
+            for layer, kept in enumerate(tensors):
+                if kept.shape[1] < wanted:
+                    tensors[layer] = kept.new_zeros(2, wanted, *kept.shape[2:])
+                    tensors[layer][:, : kept.shape[1]] = kept
+
+    def clear(self) -> None:
+        """Overwrite everything with zeros."""
+        for kept in (*self._codes, *self._scales):
+            kept.zero_()
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks, (from, to), all at once."""
+        origin, target = torch.tensor(pairs, device=self.keys.device).unbind(1)
+        for kept in (*self._codes, *self._scales):
+            kept[:, target] = kept[:, origin]
+
+    def put(self, rows: Sequence[Sequence[int]], keys: Tensor, values: Tensor) -> None:
+        """Put keys and values (L, G, P, D) of virtual tokens at the beginning of rows, given by their blocks."""
+        size, both = self.block_size, torch.stack((keys, values), 1)  # (L, 2, G, P, D)
+        for start in range(0, keys.shape[2], size):
+            blocks = [row[start // size] for row in rows]
+            codes, scales = quantised(both[:, :, :, start : start + size])
+            for layer in range(len(keys)):
+                self._codes[layer][:, blocks, :, : codes.shape[3]] = codes[layer][:, None]
+                self._scales[layer][:, blocks, :, : codes.shape[3]] = scales[layer][:, None]
+
+    def begin(self, chunks: Sequence[Chunk]) -> None:
+        """Announce the rows of the next forward pass: the blocks that they see are read into a buffer, in order."""
+        size, device = self.block_size, self.keys.device
+        seen = [chunk.blocks[: -(-(chunk.start + chunk.count) // size)] for chunk in chunks]
+        read = sorted({block for blocks in seen for block in blocks})
+        at = {block: place for place, block in enumerate(read)}
+        places = [[at[block] for block in blocks] for blocks in seen]
+        super().begin([Chunk(own, chunk.start, chunk.count) for own, chunk in zip(places, chunks)])
+        self._read = torch.tensor(read, device=device)
+        slots = self.keys.shape[2] * size  # of a block, for all heads
+        block = self._slots // slots  # in the buffer
+        self._places = self._slots + (self._read[block] - block) * slots
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, rule: Rule = PLAIN) -> Tensor:
+        """Store this step's keys and values, rounded, then let each token see its own row up to itself."""
+        codes, scales = self._codes[layer], self._scales[layer]
+        own = []
+        for part, given in enumerate((key, value)):
+            rounded, steps = quantised(given[0].transpose(0, 1))  # (N, G, D)
+            codes[part].view(-1, given.shape[3]).index_copy_(0, self._places, rounded.flatten(0, 1))
+            scales[part].view(-1).index_copy_(0, self._places, steps.flatten())
+            own.append((rounded * steps.float()[..., None]).to(self.keys.dtype).to(given.dtype).transpose(0, 1)[None])
+        keys, values = self._dequantised(layer)
+        return self._attended(query, own[0], own[1], keys, values, rule)
+
+    def _dequantised(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the blocks that are read, each (blocks, G, size, D)."""
+        codes, scales = (kept[layer].index_select(1, self._read) for kept in (self._codes, self._scales))
+        if self._buffer.shape != codes.shape:
+            self._buffer = torch.empty(codes.shape, dtype=self.keys.dtype, device=codes.device)
+        torch.mul(codes, scales[..., None].to(self.keys.dtype), out=self._buffer)
+        keys, values = self._buffer
+        return keys, values
