@@ -38,6 +38,7 @@ from chatloom.models import Decoder
 from chatloom.tokenizers.bpe import Tokenizer
 
 STEP_TOKENS = 2048  # computed in a step: longer prompts are read in pieces
+ENDLESS = 2**31 - 1
 BLOCK_SIZE = 32  # smaller blocks waste less of the last one, larger ones make longer products
 
 
@@ -57,6 +58,8 @@ class Engine:
         batch_invariant: bool = True,
         drafter: Drafter | None = None,
         kv_dtype: Literal["int8"] | None = None,
+        window: int | None = None,
+        sinks: int = 4,
     ) -> None:
         """Wrap a model and the tokenizer that decodes for it.
 
@@ -77,6 +80,9 @@ class Engine:
                 False is faster for int4 in company, and an answer may then depend on it.
             drafter: guesses tokens while few rows are under way (`speculative`); the answers stay the same.
             kv_dtype: "int8" keeps keys and values in eight bits, half the bytes of bf16; None in the type computed in.
+            window: a token sees so many before it, itself among them, and the first `sinks` of its text: it may go on
+                for ever, and what is kept of it stays the same (`nn/sinks.py`). None: it sees all, within the context.
+            sinks: see `window`.
         """
         if max_batch < 1:
             raise ValueError(f"max_batch is {max_batch}; it must be at least 1")
@@ -94,7 +100,8 @@ class Engine:
         self.batch_invariant = batch_invariant
         self.max_waiting = max_waiting
         self.drafter = drafter
-        self._kept = CacheConfig(kv_dtype)
+        self._kept = CacheConfig(kv_dtype, window, sinks)
+        self._kept.check(model)
         self._less: tuple[int, int] | None = None  # rows and tokens of a step while memory is short
         self._room: int | None = None  # blocks beyond which the cache could not grow
         self._step_tokens = max(STEP_TOKENS, max_batch) if step_tokens is None else step_tokens
@@ -114,8 +121,8 @@ class Engine:
 
     @property
     def context_length(self) -> int:
-        """The most tokens of a prompt and its answer together."""
-        return self.model.config.context_length
+        """The most tokens of a prompt and its answer together; of a window there is no end."""
+        return self.model.config.context_length if self._kept.kept is None else ENDLESS
 
     def generate(
         self,
@@ -219,7 +226,8 @@ class Engine:
             prompts,
             sampling,
             seeds,
-            cache_tokens=self._cache_tokens,
+            context=self.context_length,
+            cache_tokens=None if self._kept.kept else self._cache_tokens,
             orders=self._orders,
             decode=self.tokenizer.decode,
             follow=follow,
@@ -415,20 +423,21 @@ class Engine:
     def _replace_scheduler(self, dtype: torch.dtype, device: torch.device) -> None:
         """Begin with an empty cache of the right size; what was under way is computed anew."""
         num_virtual = settle.num_virtual_tokens(self.model)
+        kept = self._kept.kept
+        a_row = blocks_of_a_row(self.model.config, BLOCK_SIZE, num_virtual, kept)
         most = num_blocks(
-            self.model.config,
+            a_row,
             rows=self.max_batch,
             block_size=BLOCK_SIZE,
-            num_virtual=num_virtual,
             token_bytes=bytes_of_a_token(self.model.config, dtype, self._kept.kv_dtype),
             device=device,
         )
         if self._cache_tokens is not None:
-            most = self._cache_tokens // BLOCK_SIZE
+            most = max(self._cache_tokens // BLOCK_SIZE, 0 if kept is None else a_row)
         if self._room is not None:
-            most = min(most, max(self._room, blocks_of_a_row(self.model.config, BLOCK_SIZE, num_virtual)))
+            most = min(most, max(self._room, a_row))
         max_rows, step_tokens = self._less or (self.max_batch, self._step_tokens)
-        scheduler = Scheduler(Blocks(most, BLOCK_SIZE), max_rows=max_rows, step_tokens=step_tokens)
+        scheduler = Scheduler(Blocks(most, BLOCK_SIZE), max_rows=max_rows, step_tokens=step_tokens, kept=kept)
         for row in self._scheduler.emptied():
             assert isinstance(row, Row)
             if row.num_virtual == num_virtual:

@@ -160,6 +160,8 @@ def load(
     context_length: int | None = None,
     rope_scaling: Literal["linear", "ntk", "yarn"] | None = None,
     kv_dtype: Literal["int8"] | None = None,
+    attention_window: int | None = None,
+    attention_sinks: int = 4,
 ) -> LanguageModel:
     """Open a language model.
 
@@ -175,6 +177,9 @@ def load(
             with the model.
         kv_dtype: "int8" keeps keys and values in eight bits while generating, half the bytes of bf16; None in the type
             that is computed in.
+        attention_window: a token of a generated text sees so many before it and the first `attention_sinks`; then
+            conversations may go on for ever in the same memory. None: a token sees all, within the context.
+        attention_sinks: see `attention_window`.
 
     Raises:
         ValueError: nothing there, a run that has not finished, files missing or damaged, an unsupported model, or one
@@ -182,7 +187,7 @@ def load(
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; allowed: None (as saved), {', '.join(map(repr, DTYPES))}")
-    kept = CacheConfig(kv_dtype)
+    kept = CacheConfig(kv_dtype, attention_window, attention_sinks)
     quantised = dtype if dtype in runtime.QUANTISED else None
     opened = checkpoint.load_pretrained(
         ref,

@@ -115,11 +115,19 @@ class Paged:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, rule: Rule = PLAIN) -> Tensor:
         """Store this step's keys and values, then let each token see its own row up to itself."""
-        keys, values = self.keys[layer], self.values[layer]
-        for kept, given in ((keys, key), (values, value)):
+        self.write(layer, key, value)
+        return self._attended(query, key, value, self.keys[layer], self.values[layer], rule)
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the announced tokens' keys and values (1, G, N, D); returns them as they are kept."""
+        for kept, given in ((self.keys[layer], key), (self.values[layer], value)):
             flat = given[0].transpose(0, 1).reshape(-1, given.shape[3])  # (N * G, D)
             kept.view(-1, given.shape[3]).index_copy_(0, self._slots, flat.to(kept.dtype))
-        return self._attended(query, key, value, keys, values, rule)
+        return key, value
+
+    def read(self, layer: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of some blocks (n,), each (n, G, size, D), until the next ones are read."""
+        return self.keys[layer].index_select(0, blocks), self.values[layer].index_select(0, blocks)
 
     def _attended(self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, rule: Rule) -> Tensor:
         """What the announced rows see, (1, H, N, D): of their own keys (1, G, N, D), or of blocks (n, G, size, D)."""

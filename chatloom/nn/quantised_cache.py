@@ -2,7 +2,7 @@
 
 A key or value (D,) is kept as codes of -127 to 127 and one bf16 scale, its largest magnitude / 127. KIVI (Liu et al.
 2024, section 3) finds that keys want scales for each channel, because some channels are large in every token; that is
-so at two bits. At eight, on SmolLM2-135M, scales for each token cost less than bf16's own rounding of everything else
+so at two bits. At eight, on SmolLM2-135M, scales for each token cost as much as bf16's rounding of everything else
 (docs/results.md), and a token can be written without its neighbours.
 
 Everybody sees what was rounded, a prompt its own tokens too: so an answer does not depend on how a prompt was cut into
@@ -51,7 +51,7 @@ class Quantised(Paged):
         shape = (2, 0, num_key_value_heads, block_size)  # keys and values
         self._codes = [torch.zeros(*shape, head_width, dtype=torch.int8, device=device) for _ in range(num_layers)]
         self._scales = [torch.zeros(shape, dtype=_SCALE, device=device) for _ in range(num_layers)]
-        self._places = self._read = self._slots
+        self._read = self._slots
         self._buffer = self.keys[0]
 
     @property
@@ -109,23 +109,28 @@ class Quantised(Paged):
         self._read = torch.tensor(read, device=device)
         slots = self.keys.shape[2] * size  # of a block, for all heads
         block = self._slots // slots  # in the buffer
-        self._places = self._slots + (self._read[block] - block) * slots
+        self._slots = self._slots + (self._read[block] - block) * slots
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, rule: Rule = PLAIN) -> Tensor:
         """Store this step's keys and values, rounded, then let each token see its own row up to itself."""
+        key, value = self.write(layer, key, value)
+        return self._attended(query, key, value, *self.read(layer, self._read), rule)
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the announced tokens' keys and values (1, G, N, D); returns them rounded."""
         codes, scales = self._codes[layer], self._scales[layer]
         own = []
         for part, given in enumerate((key, value)):
             rounded, steps = quantised(given[0].transpose(0, 1))  # (N, G, D)
-            codes[part].view(-1, given.shape[3]).index_copy_(0, self._places, rounded.flatten(0, 1))
-            scales[part].view(-1).index_copy_(0, self._places, steps.flatten())
-            own.append((rounded * steps.float()[..., None]).to(self.keys.dtype).to(given.dtype).transpose(0, 1)[None])
-        keys, values = self._dequantised(layer)
-        return self._attended(query, own[0], own[1], keys, values, rule)
+            codes[part].view(-1, given.shape[3]).index_copy_(0, self._slots, rounded.flatten(0, 1))
+            scales[part].view(-1).index_copy_(0, self._slots, steps.flatten())
+            exact = (rounded * steps.float()[..., None]).to(self.keys.dtype)
+            own.append(exact.to(given.dtype).transpose(0, 1)[None])
+        return own[0], own[1]
 
-    def _dequantised(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the blocks that are read, each (blocks, G, size, D)."""
-        codes, scales = (kept[layer].index_select(1, self._read) for kept in (self._codes, self._scales))
+    def read(self, layer: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of some blocks (n,), each (n, G, size, D), until the next ones are read."""
+        codes, scales = (kept[layer].index_select(1, blocks) for kept in (self._codes, self._scales))
         if self._buffer.shape != codes.shape:
             self._buffer = torch.empty(codes.shape, dtype=self.keys.dtype, device=codes.device)
         torch.mul(codes, scales[..., None].to(self.keys.dtype), out=self._buffer)

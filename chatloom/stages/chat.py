@@ -217,7 +217,7 @@ def run(config: Config) -> None:
     model = load(config.model, batch_invariant=config.seed is not None, **options)
     session = ChatSession(model, config)
     if sys.stdin.isatty():
-        _talk(session, Console(), config.model, model)
+        _talk(session, Console(), config, model)
     else:
         _pipe(session, Console(), Console(stderr=True))
 
@@ -236,12 +236,16 @@ def _pipe(session: ChatSession, answers: Console, notices: Console) -> None:
                 _write(notices, event.text + "\n")
 
 
-def _talk(session: ChatSession, console: Console, ref: str, model: LanguageModel) -> None:
+def _talk(session: ChatSession, console: Console, config: Config, model: LanguageModel) -> None:
     """The conversation on a terminal."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (line editing and history for `input`)
-    size = f"{num_parameters(model.model) / 1e6:.1f}M parameters, a context of {model.engine.context_length} tokens"
-    _write(console, f"{ref}: {size}\n/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.\n", "dim")
+    context, window = model.engine.context_length, config.cache.attention_window
+    reach = f"a context of {context} tokens" if window is None else f"a window of {window} tokens, without end"
+    size = f"{num_parameters(model.model) / 1e6:.1f}M parameters, {reach}"
+    _write(
+        console, f"{config.model}: {size}\n/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.\n", "dim"
+    )
     interrupted = False
     while True:
         try:
