@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from chatloom.nn.cache import PLAIN, Mask, Rule
 
 # A stretch of blocks is read as it lies if it has up to so many times the blocks that are needed; else they are copied.
-_STRETCH = 1.5
+STRETCH = 1.5
 # Up to so many blocks in a rectangle of rows are copied: where everything is small, fewer operations count for more.
 _FEW = 16
 
@@ -169,7 +169,7 @@ class _Ones:
         self.place = torch.arange(len(blocks), device=device) - self.starts[self.row]
         low, high = min(blocks), max(blocks) + 1
         self.chosen: Tensor | slice = torch.tensor(blocks, device=device)
-        if high - low <= _STRETCH * len(blocks) and len(set(blocks)) == len(blocks):
+        if high - low <= STRETCH * len(blocks) and len(set(blocks)) == len(blocks):
             self.where = self.chosen - low  # among the blocks that are read
             self.chosen, self.read = slice(low, high), high - low
         else:

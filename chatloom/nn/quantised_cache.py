@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from chatloom.nn.cache import PLAIN, Rule
-from chatloom.nn.paged import Chunk, Paged
+from chatloom.nn.paged import STRETCH, Chunk, Paged
 
 _SCALE = torch.bfloat16  # codes go by the rounded scale, so its few bits cost nothing
 _MOST = 127
@@ -51,7 +51,7 @@ class Quantised(Paged):
         shape = (2, 0, num_key_value_heads, block_size)  # keys and values
         self._codes = [torch.zeros(*shape, head_width, dtype=torch.int8, device=device) for _ in range(num_layers)]
         self._scales = [torch.zeros(shape, dtype=_SCALE, device=device) for _ in range(num_layers)]
-        self._read = self._slots
+        self._read: Tensor | slice = slice(0, 0)
         self._buffer = self.keys[0]
 
     @property
@@ -102,19 +102,23 @@ class Quantised(Paged):
         """Announce the rows of the next forward pass: the blocks that they see are read into a buffer, in order."""
         size, device = self.block_size, self.keys.device
         seen = [chunk.blocks[: -(-(chunk.start + chunk.count) // size)] for chunk in chunks]
-        read = sorted({block for blocks in seen for block in blocks})
+        read: Sequence[int] = sorted({block for blocks in seen for block in blocks})
+        stretch = range(read[0], read[-1] + 1)  # read as it lies, if little of it is not needed
+        read = stretch if len(stretch) <= STRETCH * len(read) else read
         at = {block: place for place, block in enumerate(read)}
         places = [[at[block] for block in blocks] for blocks in seen]
         super().begin([Chunk(own, chunk.start, chunk.count) for own, chunk in zip(places, chunks)])
-        self._read = torch.tensor(read, device=device)
+        numbers = torch.tensor(read, device=device)
+        self._read = slice(read.start, read.stop) if isinstance(read, range) else numbers
         slots = self.keys.shape[2] * size  # of a block, for all heads
         block = self._slots // slots  # in the buffer
-        self._slots = self._slots + (self._read[block] - block) * slots
+        self._slots = self._slots + (numbers[block] - block) * slots
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, rule: Rule = PLAIN) -> Tensor:
         """Store this step's keys and values, rounded, then let each token see its own row up to itself."""
         key, value = self.write(layer, key, value)
-        return self._attended(query, key, value, *self.read(layer, self._read), rule)
+        keys, values = self._dequantised(*(kept[layer][:, self._read] for kept in (self._codes, self._scales)))
+        return self._attended(query, key, value, keys, values, rule)
 
     def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store the announced tokens' keys and values (1, G, N, D); returns them rounded."""
@@ -130,9 +134,11 @@ class Quantised(Paged):
 
     def read(self, layer: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of some blocks (n,), each (n, G, size, D), until the next ones are read."""
-        codes, scales = (kept[layer].index_select(1, blocks) for kept in (self._codes, self._scales))
+        return self._dequantised(*(kept[layer].index_select(1, blocks) for kept in (self._codes, self._scales)))
+
+    def _dequantised(self, codes: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
         if self._buffer.shape != codes.shape:
             self._buffer = torch.empty(codes.shape, dtype=self.keys.dtype, device=codes.device)
-        torch.mul(codes, scales[..., None].to(self.keys.dtype), out=self._buffer)
+        self._buffer.copy_(codes).mul_(scales[..., None].to(self.keys.dtype))  # a product of two types is far slower
         keys, values = self._buffer
         return keys, values

@@ -25,7 +25,7 @@ from chatloom.nn.positions import Angles, Rotary, alibi_slopes, rotate
 from chatloom.nn.quantised_cache import Quantised
 
 # Queries of a prompt that are scored at a time: what they see is written out.
-_AT_ONCE = 256
+AT_ONCE = 256
 _NOWHERE = 2**62  # the place of a slot that only fills a row
 
 
@@ -86,8 +86,8 @@ class Sinks(Paged):
         self._views = [_View(0, ones, kept, size, device)] if ones else []
         first = len(ones)
         for chunk in chunks[len(ones) :]:
-            for start in range(0, chunk.count, _AT_ONCE):
-                count = min(_AT_ONCE, chunk.count - start)
+            for start in range(0, chunk.count, AT_ONCE):
+                count = min(AT_ONCE, chunk.count - start)
                 part = Chunk(chunk.blocks, chunk.start + start, count)
                 self._views.append(_View(first + start, [part], kept, size, device))
             first += chunk.count

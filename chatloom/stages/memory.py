@@ -25,10 +25,11 @@ from chatloom import adapters, models, runtime
 from chatloom.adapters import AdapterConfig
 from chatloom.engine.cache_config import PLAIN, CacheConfig
 from chatloom.engine.capacity import bytes_of_a_token
-from chatloom.engine.engine import STEP_TOKENS
+from chatloom.engine.engine import BLOCK_SIZE, STEP_TOKENS
 from chatloom.engine.quantised import num_bytes, stored_in
 from chatloom.models import Decoder, DecoderConfig, RewardModel, ValueModel
 from chatloom.nn.experts import Experts
+from chatloom.nn.sinks import AT_ONCE
 from chatloom.objectives import Loss, ppo
 from chatloom.objectives.causal_lm import cross_entropy
 
@@ -142,8 +143,9 @@ def _rehearsal() -> Iterator[LiveBytes]:
 
 def inference(config: DecoderConfig, *, rows: int, length: int, dtype: torch.dtype, kept: CacheConfig = PLAIN) -> int:
     """Weights, the cache of keys and values, and what the prefill of prompts that nearly fill the rows takes; bytes."""
-    at_once = min(rows, max(1, STEP_TOKENS // length))  # prompts that the engine reads in a step, or a piece of one
-    piece = min(length, STEP_TOKENS)
+    window = kept.attention_window
+    piece = min(length, STEP_TOKENS, window or length)  # the tokens of a prompt that the engine reads in a step
+    at_once = min(rows, STEP_TOKENS // piece)
     with _rehearsal() as live, torch.no_grad():
         model = _evenly_routed(_built(config, dtype)).eval()
         weights = live.peak = live.now
@@ -153,11 +155,15 @@ def inference(config: DecoderConfig, *, rows: int, length: int, dtype: torch.dty
         live.peak = live.now
         model.logits(last).float()
         sampling = live.peak - weights + rows * config.vocab_size * 4  # and the probabilities
-    cache = rows * length * bytes_of_a_token(config, dtype, kept.kv_dtype)
+    remembered = length if kept.kept is None else min(length, BLOCK_SIZE * kept.kept.num_blocks(BLOCK_SIZE))
+    cache = rows * remembered * bytes_of_a_token(config, dtype, kept.kv_dtype)
     if kept.kv_dtype is not None:  # one layer's, dequantised
-        cache += rows * length * bytes_of_a_token(config, dtype) // config.num_layers
+        cache += rows * remembered * bytes_of_a_token(config, dtype) // config.num_layers
     mask = at_once * piece * length  # who sees whom, a byte each: prompts need not be of one length
-    if piece < length:  # which is a number each for the kernel, that has the keys and values of the past for each head
+    if window is not None:  # scores and shares of some queries, written out
+        seen = min(length, window + kept.attention_sinks + AT_ONCE + 2 * BLOCK_SIZE)
+        mask = seen * (at_once * piece + 2 * 4 * config.num_heads * min(piece, AT_ONCE))
+    elif piece < length:  # a number each for the kernel, which is given the past's keys and values for every head
         size, heads = torch.finfo(dtype).bits // 8, config.num_heads + config.num_key_value_heads
         mask += length * (piece + 2 * heads * config.head_width) * size
     return weights + cache + max(prefill + mask, sampling)

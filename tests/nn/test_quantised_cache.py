@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from chatloom.nn import paged
+from chatloom.nn import paged, quantised_cache
 from chatloom.nn.cache import PLAIN, Causal, Rule
 from chatloom.nn.paged import Chunk
 from chatloom.nn.quantised_cache import Quantised, bytes_of_a_head, quantised
@@ -15,6 +15,7 @@ from chatloom.nn.quantised_cache import Quantised, bytes_of_a_head, quantised
 @pytest.fixture(autouse=True, params=[0, 10**6], ids=["where they lie", "copied"])
 def few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paged, "_FEW", request.param)
+    monkeypatch.setattr(quantised_cache, "STRETCH", 0 if request.param else 1.5)
 
 
 def drawn(*shape: int, seed: int) -> Tensor:

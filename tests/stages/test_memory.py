@@ -129,6 +129,20 @@ def test_inference_of_prompts_read_in_pieces(kv_dtype: Any, shape: tuple[int, in
     assert guess - unseen == pytest.approx(live.peak, rel=0.15)
 
 
+@pytest.mark.parametrize("shape", [(1, 3000), (6, 900)], ids=str)
+def test_inference_with_a_window(shape: tuple[int, int]) -> None:
+    rows, length = shape
+    config = llama.Config(300, 1024, 6, 64, 4, 2, 160)
+    model = build(config)
+    engine = Engine(model, byte_tokenizer(), window=300, max_batch=rows)
+    prompts = torch.randint(0, 256, (rows, length - 20)).tolist()
+    with counted(model) as live:
+        engine.generate(prompts, SamplingParams(max_tokens=20))
+    kept = CacheConfig(attention_window=300)
+    guess = memory.inference(config, rows=rows, length=length, dtype=torch.float32, kept=kept)
+    assert guess == pytest.approx(live.peak, rel=0.2)
+
+
 def networks(config: DecoderConfig, adaptation: AdapterConfig) -> tuple[Decoder, ValueModel, Decoder, RewardModel]:
     """Policy, critic, reference and reward model; with an adapter by the functions of `stages.ppo` that share."""
     policy = build(config)
