@@ -73,6 +73,7 @@ class Report:
 def run(config: Config) -> Report:
     """Open, check, estimate and print. Raises ValueError for what cannot be opened at all."""
     opened = checkpoint.load_pretrained(config.model, device=runtime.pick_device(), context=config.context)
+    config.cache.check(opened.model)
     checks = tuple(examine(opened, config.cache))
     found = None
     context = opened.model.config.context_length

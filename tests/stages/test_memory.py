@@ -27,6 +27,7 @@ from chatloom.models import (
     num_parameters,
     stored_names,
 )
+from chatloom.models.longer import ContextConfig, longer
 from chatloom.objectives.causal_lm import causal_lm
 from chatloom.rl.config import PPOConfig
 from chatloom.rl.rewards import critic_from
@@ -141,6 +142,14 @@ def test_inference_with_a_window(shape: tuple[int, int]) -> None:
     kept = CacheConfig(attention_window=300)
     guess = memory.inference(config, rows=rows, length=length, dtype=torch.float32, kept=kept)
     assert guess == pytest.approx(live.peak, rel=0.2)
+
+
+@pytest.mark.parametrize("kind", ["yarn", "linear", "ntk"])
+def test_a_bf16_model_of_a_longer_context_is_rehearsed(kind: Any) -> None:
+    short = CONFIGS["llama"]
+    config = longer(short, ContextConfig(512, kind))
+    guesses = [memory.inference(each, rows=2, length=200, dtype=torch.bfloat16) for each in (short, config)]
+    assert guesses[1] - guesses[0] == 2 * (512 - 256) * 16 * 4  # tables of cosines and sines
 
 
 def networks(config: DecoderConfig, adaptation: AdapterConfig) -> tuple[Decoder, ValueModel, Decoder, RewardModel]:
