@@ -61,7 +61,7 @@ def _open(ref: Path | str, dtype: str | None, context: ContextConfig = OWN) -> t
     source = read_source(ref, dtype)
     config = family_config(source.config, source.path)
     if context:
-        check_length(context.context_length, "context_length")
+        check_length(context.context_length, "context_length is")
         try:
             config = longer(config, context)
         except ValueError as error:
