@@ -33,6 +33,8 @@ class Base:
     digest: str | None = None
     reward_gain: float = 1.0
     reward_bias: float = 0.0
+    context_length: int | None = None  # that the base was opened for, if not its own, and how (`models.longer`)
+    rope_scaling: Any = None
 
     def path_from(self, folder: Path) -> str:
         """Where it is for an adapter in `folder`: beside that as it was, where its user said, or a name."""
@@ -66,13 +68,15 @@ def write_adapter(
     score: Tensor | None = None,
     gain: float = 1.0,
     bias: float = 0.0,
+    context_length: int | None = None,
+    rope_scaling: str | None = None,
 ) -> None:
     """Write an adapted model's adapter, and its score head (1, C) if it has one. Raises OSError (disk full, ...)."""
     config, tensors = to_peft(decoder, names, base=base, score=score)
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     runtime.write_atomically(folder / WEIGHTS, save(whole, metadata={"format": "pt"}))
     relative = os.path.relpath(base, folder) if Path(base).exists() else None
-    about = Base(base, relative, digest, gain, bias)
+    about = Base(base, relative, digest, gain, bias, context_length, rope_scaling)
     runtime.write_atomically(folder / BASE, json.dumps(asdict(about), indent=2) + "\n")
     runtime.write_atomically(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 

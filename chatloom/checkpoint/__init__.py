@@ -11,7 +11,7 @@ the folder that it stands for; `catalogue` says what else may be named.
 """
 
 from chatloom.checkpoint.bases import adapter_folder, adapter_on, base_of, is_adapter_of, weights_digest
-from chatloom.checkpoint.loading import Pretrained, PretrainedReward, load_pretrained, load_reward
+from chatloom.checkpoint.loading import Pretrained, PretrainedReward, context_of, load_pretrained, load_reward
 from chatloom.checkpoint.saving import save_adapter, save_pretrained, stored
 from chatloom.checkpoint.source import CONFIG, NO_TEMPLATE, TEMPLATE, WEIGHTS, load_chat
 from chatloom.checkpoint.state import latest_checkpoint, load_state, save_state
@@ -27,6 +27,7 @@ __all__ = [
     "adapter_folder",
     "adapter_on",
     "base_of",
+    "context_of",
     "file_digest",
     "is_adapter_of",
     "latest_checkpoint",

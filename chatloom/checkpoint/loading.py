@@ -16,10 +16,22 @@ from chatloom.adapters import files as adapter_files
 from chatloom.adapters.peft import from_peft
 from chatloom.chat.render import ChatFormat
 from chatloom.checkpoint.bases import adapter_on, base_of
-from chatloom.checkpoint.source import SCORE_HEAD, Source, Unfilled, family_config, family_of, load_chat, read_source
+from chatloom.checkpoint.source import (
+    SCORE_HEAD,
+    Source,
+    Unfilled,
+    check_length,
+    family_config,
+    family_of,
+    load_chat,
+    read_source,
+)
 from chatloom.models import Decoder, RewardModel
+from chatloom.models.longer import ContextConfig, longer
 from chatloom.models.weights import from_huggingface, head_names
 from chatloom.tokenizers.bpe import Tokenizer
+
+OWN = ContextConfig()
 
 
 @dataclass(frozen=True)
@@ -45,10 +57,17 @@ class PretrainedReward:
     config: dict[str, Any]
 
 
-def _open(ref: Path | str, dtype: str | None) -> tuple[Source, Decoder]:
+def _open(ref: Path | str, dtype: str | None, context: ContextConfig = OWN) -> tuple[Source, Decoder]:
     source = read_source(ref, dtype)
+    config = family_config(source.config, source.path)
+    if context:
+        check_length(context.context_length, "context_length is")
+        try:
+            config = longer(config, context)
+        except ValueError as error:
+            raise ValueError(f"{source.path}: {error}") from error
     with Unfilled():
-        model: Decoder = family_of(source.config).Model(family_config(source.config, source.path))
+        model: Decoder = family_of(source.config).Model(config)
     return source, model
 
 
@@ -79,7 +98,12 @@ def _finish(model: Decoder, source: Source, *, headless: bool = False) -> None:
 
 
 def load_pretrained(
-    ref: Path | str, *, device: torch.device | str | None = None, dtype: str | None = None, merge: bool = True
+    ref: Path | str,
+    *,
+    device: torch.device | str | None = None,
+    dtype: str | None = None,
+    merge: bool = True,
+    context: ContextConfig = OWN,
 ) -> Pretrained:
     """Open a language model.
 
@@ -89,18 +113,19 @@ def load_pretrained(
         device: where to put it; None is the CPU.
         dtype: "fp32", "bf16" or "fp16"; None as saved, which for a quantised file is fp32.
         merge: write LoRA into the weights; otherwise it stays beside them, and the base is frozen.
+        context: for how long a text, if not the model's own.
 
     Raises:
         ValueError: no such model, a file missing or corrupt, weights of another configuration, a reward model, an
-            adapter whose base is not there or is another.
+            adapter whose base is not there or is another, a context that the model cannot have.
     """
     path = catalogue.resolve(ref)
     if adapter_files.is_adapter(path):
-        opened, score, _ = _open_adapter(path, device, dtype, merge=merge)
+        opened, score, _ = _open_adapter(path, device, dtype, merge=merge, context=context)
         if score is not None:
             raise ValueError(f"{path} is a reward model; a language model is needed here")
         return opened
-    source, model = _open(path, dtype)
+    source, model = _open(path, dtype, context)
     if SCORE_HEAD in source.tensors:
         raise ValueError(f"{path} is a reward model; a language model is needed here")
     _finish(model, source)
@@ -161,6 +186,18 @@ def _place(model: nn.Module, tensors: dict[str, Tensor], device: torch.device | 
     model.eval()
 
 
+def context_of(folder: Path, asked: ContextConfig = OWN) -> ContextConfig:
+    """The context that an adapter's base is opened for: the one it was trained at, or the one that is asked for."""
+    base = adapter_files.read_base(folder)
+    trained = ContextConfig(base.context_length, base.rope_scaling)
+    if trained and asked and asked != trained:
+        raise ValueError(
+            f"{folder} was trained at a context of {trained.context_length} (rope_scaling {trained.rope_scaling}); "
+            "leave context_length and rope_scaling out"
+        )
+    return trained or asked
+
+
 def _open_adapter(
     folder: Path,
     device: torch.device | str | None,
@@ -168,6 +205,7 @@ def _open_adapter(
     *,
     merge: bool,
     trunk: Decoder | None = None,
+    context: ContextConfig = OWN,
 ) -> tuple[Pretrained, Tensor | None, adapter_files.Base]:
     """The adapted model, the weight of its score head, and what is known of its base."""
     path = base_of(folder)
@@ -175,7 +213,7 @@ def _open_adapter(
     model = trunk
     if model is None:
         early = "fp32" if dtype == "fp32" else None  # the update is added before weights are rounded
-        model = load_pretrained(path, device=device, dtype=early).model
+        model = load_pretrained(path, device=device, dtype=early, context=context_of(folder, context)).model
     try:
         score = from_peft(model, models.stored_names(model), saved.config, saved.tensors)
     except (ValueError, KeyError, TypeError) as error:

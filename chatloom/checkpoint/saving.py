@@ -1,6 +1,7 @@
 """Write a model's folder in Hugging Face layout, or its adapter's in that of `peft`."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from chatloom.checkpoint.bases import weights_digest
 from chatloom.checkpoint.source import CONFIG, NO_TEMPLATE, SCORE_HEAD, WEIGHTS, family_of
 from chatloom.checkpoint.tensors import write_tensors
 from chatloom.models import Decoder, RewardModel
+from chatloom.models.longer import ContextConfig
 from chatloom.models.weights import head_names, to_huggingface
 
 
@@ -85,19 +87,26 @@ def _special_tokens(chat: ChatFormat) -> dict[str, Any]:
     return special
 
 
-def save_adapter(folder: Path | str, model: Decoder | RewardModel, chat: ChatFormat, *, base: str) -> None:
+def save_adapter(
+    folder: Path | str,
+    model: Decoder | RewardModel,
+    chat: ChatFormat,
+    *,
+    base: str,
+    context: ContextConfig | None = None,
+) -> None:
     """Write the adapter of an adapted model, its score head if it is a reward model, and its tokenizer and template.
 
     `base` is the folder or file that the model was opened from; its digest is written down, and opening the adapter
-    opens it again.
+    opens it again, for `context` if that is not its own.
     """
     folder = Path(folder)
     trunk = model.trunk if isinstance(model, RewardModel) else model
     chat.tokenizer.save(folder, model_max_length=trunk.config.context_length)
     if chat.template.source != NO_TEMPLATE:
         chat.template.save(folder)
-    head: dict[str, Any] = {}
+    more: dict[str, Any] = {} if context is None else asdict(context)
     if isinstance(model, RewardModel):
-        head = {"score": model.score_head.weight, "gain": model.gain, "bias": model.bias}
+        more |= {"score": model.score_head.weight, "gain": model.gain, "bias": model.bias}
     digest = weights_digest(base)
-    adapter_files.write_adapter(folder, trunk, models.stored_names(trunk), base=base, digest=digest, **head)
+    adapter_files.write_adapter(folder, trunk, models.stored_names(trunk), base=base, digest=digest, **more)

@@ -99,8 +99,7 @@ def _check_size(config: dict[str, Any], sizes: list[int], path: Path) -> None:
     if not isinstance(num_experts, int) or not 1 <= known.num_layers * num_experts <= len(sizes):
         each = f" of {num_experts:,} experts" if hasattr(known, "num_experts") else ""
         raise ValueError(f"{path} asks for {known.num_layers:,} layers{each}, and there are {len(sizes)} tensors")
-    if known.context_length > _LONGEST_CONTEXT:
-        raise ValueError(f"{path} asks for a context of {known.context_length:,}; at most {_LONGEST_CONTEXT:,}")
+    check_length(known.context_length, f"{path} asks for a context of")
     try:
         with torch.device("meta"), Unfilled():
             wanted = models.num_parameters(family_of(config).Model(known))
@@ -110,6 +109,12 @@ def _check_size(config: dict[str, Any], sizes: list[int], path: Path) -> None:
         raise ValueError(
             f"{path} asks for {wanted:,} weights, and there are {sum(sizes):,}; they do not belong together"
         )
+
+
+def check_length(context_length: int | None, what: str) -> None:
+    """ValueError for a context that tables of positions would fill the memory for."""
+    if context_length is not None and context_length > _LONGEST_CONTEXT:
+        raise ValueError(f"{what} {context_length:,}; at most {_LONGEST_CONTEXT:,}")
 
 
 class Unfilled(TorchFunctionMode):

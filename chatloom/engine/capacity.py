@@ -5,23 +5,28 @@ import os
 import torch
 
 from chatloom.models import DecoderConfig
+from chatloom.nn.quantised_cache import bytes_of_a_head
+from chatloom.nn.sinks import Kept
 
 _SHARE = 0.25  # of the memory there is: weights, activations and other programs need theirs
 
 
-def num_blocks(
-    config: DecoderConfig, *, rows: int, block_size: int, num_virtual: int, dtype: torch.dtype, device: torch.device
-) -> int:
-    """Enough for `rows` full contexts if they take no more than a quarter of the memory, but for one at least."""
-    size = torch.finfo(dtype).bits // 8
-    block_bytes = 2 * config.num_layers * config.num_key_value_heads * config.head_width * block_size * size
-    a_row = blocks_of_a_row(config, block_size, num_virtual)
-    return max(a_row, min(rows * a_row, int(_SHARE * _memory_bytes(device)) // block_bytes))
+def num_blocks(a_row: int, *, rows: int, block_size: int, token_bytes: int, device: torch.device) -> int:
+    """Enough for `rows` rows of `a_row` blocks if they take no more than a quarter of the memory; for one at least."""
+    return max(a_row, min(rows * a_row, int(_SHARE * _memory_bytes(device)) // (block_size * token_bytes)))
 
 
-def blocks_of_a_row(config: DecoderConfig, block_size: int, num_virtual: int) -> int:
-    """Blocks of a row that fills the context."""
-    return -(-(config.context_length + num_virtual) // block_size)
+def bytes_of_a_token(config: DecoderConfig, dtype: torch.dtype, kv_dtype: str | None = None) -> int:
+    """What the keys and values of one token take, computed in `dtype`, kept in that or in "int8"."""
+    width = config.head_width
+    a_head = width * (torch.finfo(dtype).bits // 8) if kv_dtype is None else bytes_of_a_head(width)
+    return 2 * config.num_layers * config.num_key_value_heads * a_head
+
+
+def blocks_of_a_row(config: DecoderConfig, block_size: int, num_virtual: int, kept: Kept | None = None) -> int:
+    """The most blocks that a row needs: the whole context, or what is kept of an endless text."""
+    whole = -(-(config.context_length + num_virtual) // block_size)
+    return whole if kept is None else kept.num_blocks(block_size)
 
 
 def out_of_memory(error: Exception) -> bool:

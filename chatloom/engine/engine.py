@@ -18,13 +18,15 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from chatloom import runtime
 from chatloom.engine import beams, settle
 from chatloom.engine.blocks import Blocks
-from chatloom.engine.capacity import blocks_of_a_row, num_blocks, out_of_memory
+from chatloom.engine.cache_config import CacheConfig
+from chatloom.engine.capacity import blocks_of_a_row, bytes_of_a_token, num_blocks, out_of_memory
 from chatloom.engine.grammar import Grammar
 from chatloom.engine.lowered import Lowered, saves
 from chatloom.engine.multi_lora import Adapted, Adapters
@@ -38,6 +40,8 @@ from chatloom.engine.weights import modules_of, version
 from chatloom.models import Decoder
 from chatloom.tokenizers.bpe import Tokenizer
 
+STEP_TOKENS = 2048  # computed in a step: longer prompts are read in pieces
+ENDLESS = 2**31 - 1
 BLOCK_SIZE = 32  # smaller blocks waste less of the last one, larger ones make longer products
 
 
@@ -55,6 +59,9 @@ class Engine:
         cache_tokens: int | None = None,
         max_waiting: int | None = None,
         drafter: Drafter | None = None,
+        kv_dtype: Literal["int8"] | None = None,
+        window: int | None = None,
+        sinks: int = 4,
     ) -> None:
         """Wrap a model and the tokenizer that decodes for it.
 
@@ -72,6 +79,10 @@ class Engine:
             max_waiting: the most requests that wait; `submit` and `stream` refuse those beyond (`Overloaded`), where
                 `generate` computes whatever its caller brings. None is no limit.
             drafter: guesses tokens while few rows are under way (`speculative`); the answers stay the same.
+            kv_dtype: "int8" keeps keys and values in eight bits, half the bytes of bf16; None in the type computed in.
+            window: a token sees so many before it, itself among them, and the first `sinks` of its text: it may go on
+                for ever, and what is kept of it stays the same (`nn/sinks.py`). None: it sees all, within the context.
+            sinks: see `window`.
         """
         if max_batch < 1:
             raise ValueError(f"max_batch is {max_batch}; it must be at least 1")
@@ -88,9 +99,11 @@ class Engine:
         self.autocast = autocast
         self.max_waiting = max_waiting
         self.drafter = drafter
+        self._kept = CacheConfig(kv_dtype, window, sinks)
+        self._kept.check(model)
         self._less: tuple[int, int] | None = None  # rows and tokens of a step while memory is short
         self._room: int | None = None  # blocks beyond which the cache could not grow
-        self._step_tokens = max(2048, max_batch) if step_tokens is None else step_tokens
+        self._step_tokens = max(STEP_TOKENS, max_batch) if step_tokens is None else step_tokens
         self._cache_tokens = None if cache_tokens is None else -(-cache_tokens // BLOCK_SIZE) * BLOCK_SIZE
         self._scheduler = Scheduler(Blocks(2, BLOCK_SIZE), max_rows=max_batch, step_tokens=self._step_tokens)
         self._runner: Runner | None = None
@@ -108,8 +121,8 @@ class Engine:
 
     @property
     def context_length(self) -> int:
-        """The most tokens of a prompt and its answer together."""
-        return self.model.config.context_length
+        """The most tokens of a prompt and its answer together; of a window there is no end."""
+        return self.model.config.context_length if self._kept.kept is None else ENDLESS
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -244,7 +257,8 @@ class Engine:
             prompts,
             sampling,
             seeds,
-            cache_tokens=self._cache_tokens,
+            context=self.context_length,
+            cache_tokens=None if self._kept.kept else self._cache_tokens,
             orders=self._orders,
             decode=self.tokenizer.decode,
             follow=follow,
@@ -423,7 +437,7 @@ class Engine:
         model = self._as_read()
         places = {} if self._lowered is None else self._lowered.places
         adapted = Adapted(model, self.model, places, dtype=dtype)
-        runner = Runner(model, dtype=dtype, block_size=BLOCK_SIZE, adapted=adapted, whole=whole)
+        runner = Runner(model, dtype=dtype, block_size=BLOCK_SIZE, adapted=adapted, kept=self._kept, whole=whole)
         self._version = now
         if self._runner is not None and runner.continues(self._runner):
             self._scheduler.forget()
@@ -445,20 +459,21 @@ class Engine:
     def _replace_scheduler(self, dtype: torch.dtype, device: torch.device) -> None:
         """Begin with an empty cache of the right size; what was under way is computed anew."""
         num_virtual = settle.num_virtual_tokens(self.model)
+        kept = self._kept.kept
+        a_row = blocks_of_a_row(self.model.config, BLOCK_SIZE, num_virtual, kept)
         most = num_blocks(
-            self.model.config,
+            a_row,
             rows=self.max_batch,
             block_size=BLOCK_SIZE,
-            num_virtual=num_virtual,
-            dtype=dtype,
+            token_bytes=bytes_of_a_token(self.model.config, dtype, self._kept.kv_dtype),
             device=device,
         )
         if self._cache_tokens is not None:
-            most = self._cache_tokens // BLOCK_SIZE
+            most = max(self._cache_tokens // BLOCK_SIZE, 0 if kept is None else a_row)
         if self._room is not None:
-            most = min(most, max(self._room, blocks_of_a_row(self.model.config, BLOCK_SIZE, num_virtual)))
+            most = min(most, max(self._room, a_row))
         max_rows, step_tokens = self._less or (self.max_batch, self._step_tokens)
-        scheduler = Scheduler(Blocks(most, BLOCK_SIZE), max_rows=max_rows, step_tokens=step_tokens)
+        scheduler = Scheduler(Blocks(most, BLOCK_SIZE), max_rows=max_rows, step_tokens=step_tokens, kept=kept)
         for row in self._scheduler.emptied():
             assert isinstance(row, Row)
             if row.num_virtual == num_virtual:

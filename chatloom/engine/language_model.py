@@ -8,18 +8,20 @@ import json
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from chatloom import checkpoint, runtime
 from chatloom.chat.message import Message, conversation
 from chatloom.chat.render import ChatFormat
 from chatloom.chat.templates import ChatTemplate
 from chatloom.config import nearest
+from chatloom.engine.cache_config import CacheConfig
 from chatloom.engine.engine import Engine
 from chatloom.engine.grammar import Grammar
 from chatloom.engine.request import GREEDY, AnyEngine, Completion, SamplingParams
 from chatloom.engine.speculative import Drafter, DraftModel, PromptLookup
 from chatloom.models import Decoder
+from chatloom.models.longer import ContextConfig
 from chatloom.tokenizers.bpe import Tokenizer
 
 Messages = Iterable[Mapping[str, Any] | Message]
@@ -198,6 +200,11 @@ def load(
     device: str | None = None,
     draft: str | Path | None = None,
     adapters: Mapping[str, str | Path] | None = None,
+    context_length: int | None = None,
+    rope_scaling: Literal["linear", "ntk", "yarn"] | None = None,
+    kv_dtype: Literal["int8"] | None = None,
+    attention_window: int | None = None,
+    attention_sinks: int = 4,
 ) -> LanguageModel:
     """Open a language model.
 
@@ -213,15 +220,25 @@ def load(
         adapters: folders of LoRA adapters that were trained on this model, by the names with which `chat`, `stream`
             and `generate` choose one. All are computed over one copy of the weights, also in one batch.
 
+        context_length: tokens of context, more than the model was trained on.
+        rope_scaling: how rotary positions are stretched to it: "linear" (fine-tune with it), "ntk" or "yarn". Saved
+            with the model.
+        kv_dtype: "int8" keeps keys and values in eight bits while generating, half the bytes of bf16; None in the type
+            that is computed in.
+        attention_window: a token of a generated text sees so many before it and the first `attention_sinks`; then
+            conversations may go on for ever in the same memory. None: a token sees all, within the context.
+        attention_sinks: see `attention_window`.
+
     Raises:
-        ValueError: nothing there, a run that has not finished, files missing or damaged, an unsupported model, a
-            draft model of another vocabulary, an adapter of another model or kind.
+        ValueError: nothing there, a run that has not finished, files missing or damaged, an unsupported model,
+            one that cannot have that context, a draft model of another vocabulary, an adapter of another model or kind.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}; allowed: None (as saved), {', '.join(map(repr, DTYPES))}")
+    kept = CacheConfig(kv_dtype, attention_window, attention_sinks)
     drafter = None if draft is None else _drafter(draft, ref, dtype, device)  # first, for it may not fit
-    opened, autocast = _open(ref, dtype, device)
-    engine = Engine(opened.model, opened.tokenizer, autocast=autocast, drafter=drafter)
+    opened, autocast = _open(ref, dtype, device, ContextConfig(context_length, rope_scaling))
+    engine = Engine(opened.model, opened.tokenizer, autocast=autocast, drafter=drafter, **kept.options)
     formats = {}
     for name, folder in (adapters or {}).items():
         engine.add_adapter(name, folder, base=ref)
@@ -229,10 +246,17 @@ def load(
     return LanguageModel(opened.model, opened.chat, engine=engine, adapter_formats=formats)
 
 
-def _open(ref: str | Path, dtype: str | None, device: str | None) -> tuple[checkpoint.Pretrained, str]:
+def _open(
+    ref: str | Path, dtype: str | None, device: str | None, context: ContextConfig | None = None
+) -> tuple[checkpoint.Pretrained, str]:
     """A model, and what its engine computes in."""
     quantised = dtype if dtype in runtime.QUANTISED else None
-    opened = checkpoint.load_pretrained(ref, device=runtime.pick_device(device), dtype=None if quantised else dtype)
+    opened = checkpoint.load_pretrained(
+        ref,
+        device=runtime.pick_device(device),
+        dtype=None if quantised else dtype,
+        context=context or ContextConfig(),
+    )
     return opened, quantised or _own_dtype(opened.model)
 
 

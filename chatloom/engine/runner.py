@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from chatloom.engine import fused, sampling, structured
+from chatloom.engine.cache_config import PLAIN, CacheConfig
 from chatloom.engine.multi_lora import Adapted, Adapter
 from chatloom.engine.request import Completion, FinishReason, SamplingParams
 from chatloom.engine.scheduler import Plan
 from chatloom.engine.scheduler import Sequence as Scheduled
 from chatloom.engine.text import TextStream
 from chatloom.models import Decoder
-from chatloom.nn.paged import Chunk, Paged
+from chatloom.nn.paged import Chunk
 
 Number = TypeVar("Number", int, float)
 
@@ -123,26 +124,23 @@ class Runner:
         *,
         dtype: torch.dtype,
         block_size: int,
+        kept: CacheConfig = PLAIN,
         adapted: Adapted | None = None,
         whole: bool = True,
     ) -> None:
-        """`dtype` is that of the keys and values that are kept; `adapted` computes rows that name adapters.
+        """`dtype` is that of the keys and values that are kept, if `kept` does not say otherwise.
 
-        `whole`: whether steps may be compiled whole (`fused`), whose cache nothing else can read.
+        `adapted` computes rows that name adapters. `whole`: whether steps may be compiled whole (`fused`), whose cache
+        nothing else can read.
         """
         self.model, self._adapted = model, adapted
         self._device = model.embedding.weight.device
         config = model.config
-        self._fused = fused.Fused(model) if whole and fused.can(model, block_size) else None
-        kind = Paged if self._fused is None else fused.LaidOut
-        self.cache: Paged = kind(
-            config.num_layers,
-            config.num_key_value_heads,
-            config.head_width,
-            block_size=block_size,
-            dtype=dtype,
-            device=self._device,
-        )
+        whole = whole and kept == PLAIN and fused.can(model, block_size)
+        self._fused = fused.Fused(model) if whole else None
+        kind = fused.LaidOut if whole else kept.cache(model)
+        sizes = config.num_layers, config.num_key_value_heads, config.head_width
+        self.cache = kind(*sizes, block_size=block_size, dtype=dtype, device=self._device)
         self._prefix: tuple[Tensor, Tensor] | None = None if model.prefix is None else model.prefix(model)
         self.num_virtual = 0 if self._prefix is None else self._prefix[0].shape[2]
 

@@ -13,6 +13,7 @@ Plain Python, and blind to what tokens are: this file imports no torch.
 
 from bisect import insort
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from chatloom.engine.blocks import Blocks
 
@@ -20,6 +21,21 @@ from chatloom.engine.blocks import Blocks
 _MOST_PASSED = 1024
 # A common beginning of fewer tokens within a block is not worth a step to wait for it, and a copy.
 _WORTH = 8
+NO_BLOCK = -1  # stands for a block that was given back
+
+
+class Window(Protocol):
+    """How much of a sequence is kept, as `nn.sinks.Kept`: this file knows no model."""
+
+    @property
+    def window(self) -> int:
+        """The last tokens that a token sees, itself among them."""
+
+    def first_block(self, place: int, size: int) -> int:
+        """The first block that a token at a place sees, of those that hold more than sinks."""
+
+    def num_sink_blocks(self, size: int) -> int:
+        """The first blocks, which are kept always."""
 
 
 @dataclass(slots=True, eq=False)
@@ -39,6 +55,7 @@ class Sequence:
     _named: int = 0  # whole blocks that have a name
     _parent: bytes = b""  # the name of the last of them
     _tail_named: bool = False
+    _num_gone: int = 0  # blocks before this place were given back, but those of sinks
     _stale: bool = False  # begun with other weights: not to be found
     _next: tuple[bytes, tuple[int, ...]] | None = None  # the block being computed, while it is of the prompt
 
@@ -65,8 +82,11 @@ class Plan:
 class Scheduler:
     """Sequences waiting and running. In turn: `plan`, compute it, `advance`, append new tokens or `remove`."""
 
-    def __init__(self, blocks: Blocks, *, max_rows: int, step_tokens: int) -> None:
-        """At most `max_rows` sequences run at a time, and a step computes at most `step_tokens` tokens."""
+    def __init__(self, blocks: Blocks, *, max_rows: int, step_tokens: int, kept: Window | None = None) -> None:
+        """At most `max_rows` sequences run at a time, and a step computes at most `step_tokens` tokens.
+
+        `kept` says that only a window and the beginning of each sequence is needed; the rest is given back.
+        """
         if max_rows < 1:
             raise ValueError(f"max_rows is {max_rows}; it must be at least 1")
         if step_tokens < max_rows:
@@ -74,6 +94,7 @@ class Scheduler:
         self.blocks = blocks
         self.max_rows = max_rows
         self.step_tokens = step_tokens
+        self.kept = kept
         self._waiting: list[Sequence] = []  # both in order of arrival
         self._running: list[Sequence] = []
         self._computing: dict[tuple[bytes, tuple[int, ...]], Sequence] = {}
@@ -158,9 +179,10 @@ class Scheduler:
         place = 0
         while place < len(running):
             sequence = running[place]
+            self._let_go(sequence)
             count = sequence.num_missing
             if count != 1:
-                count = min(count, room)
+                count = self._piece(count, room)
                 room -= count
             elif sequence.drafted:
                 guessed = self._num_guessed(sequence, room)
@@ -198,7 +220,7 @@ class Scheduler:
                 break
             at += 1
             if verdict:
-                count = min(sequence.num_missing, room)
+                count = self._piece(sequence.num_missing, room)
                 room -= count
                 plan.chunks.append((sequence, count))
             else:
@@ -217,21 +239,24 @@ class Scheduler:
             return False
         # What is copied is held until the plan is made, or it might be given away before.
         copied, num_known = match.copied, match.num_tokens
-        for block in match.blocks if copied is None else (*match.blocks, copied):
+        found = self._in_sight(match.blocks)
+        held = [block for block in found if block != NO_BLOCK]
+        for block in held if copied is None else (*held, copied):
             blocks.hold(block)
         # Those that run will soon need more: a start that would be taken back is not worth it.
-        num_own = -(-len(tokens) // blocks.block_size) - len(match.blocks)
+        known = num_known + self._piece(len(tokens) - num_known, len(tokens))  # after its first step, or more
+        num_own = -(-known // blocks.block_size) - len(match.blocks)
         needed = num_own + len(self._running) // 4
         if copied is not None and blocks.num_available < needed:
             blocks.drop(copied)
             copied, num_known = None, len(match.blocks) * blocks.block_size
         if blocks.num_available < needed:
-            for block in reversed(match.blocks):
+            for block in reversed(held):
                 blocks.drop(block)
             return None
         own = [block for block in (blocks.take() for _ in range(num_own)) if block is not None]
         assert len(own) == num_own
-        sequence.blocks = match.blocks + own
+        sequence.blocks = found + own
         if copied is not None:
             plan.copies.append((copied, own[0]))
         if num_known < sequence.num_virtual:
@@ -239,9 +264,34 @@ class Scheduler:
         sequence.num_computed = max(num_known, sequence.num_virtual)
         sequence._named, sequence._parent = len(match.blocks), match.name
         sequence._stale = sequence._tail_named = False
+        sequence._num_gone = 0
         insort(self._running, sequence, key=lambda each: each.order)
         self._announce(sequence)
         return True
+
+    def _piece(self, missing: int, room: int) -> int:
+        """How many of the missing tokens of a prompt are computed in a step: of a windowed one no more than that."""
+        return min(missing, room) if self.kept is None else min(missing, room, self.kept.window)
+
+    def _in_sight(self, blocks: list[int]) -> list[int]:
+        """The blocks of a beginning, without those that the next token does not see."""
+        if self.kept is None:
+            return blocks
+        size, kept = self.blocks.block_size, self.kept
+        first, sinks = kept.first_block(len(blocks) * size, size), kept.num_sink_blocks(size)
+        return [block if place >= first or place < sinks else NO_BLOCK for place, block in enumerate(blocks)]
+
+    def _let_go(self, sequence: Sequence) -> None:
+        """Give back blocks that neither hold sinks nor reach into the window of the next token."""
+        if self.kept is None:
+            return
+        size = self.blocks.block_size
+        first = self.kept.first_block(sequence.num_computed, size)
+        for place in range(max(sequence._num_gone, self.kept.num_sink_blocks(size)), first):
+            if sequence.blocks[place] != NO_BLOCK:
+                self.blocks.drop(sequence.blocks[place])
+                sequence.blocks[place] = NO_BLOCK
+        sequence._num_gone = max(sequence._num_gone, first)
 
     def _preempt(self, sequence: Sequence) -> None:
         self._running.remove(sequence)
@@ -251,7 +301,8 @@ class Scheduler:
     def _give_back(self, sequence: Sequence) -> None:
         """Drop the blocks, the last first: what is forgotten first is what is farthest from the beginning."""
         for block in reversed(sequence.blocks):
-            self.blocks.drop(block)
+            if block != NO_BLOCK:
+                self.blocks.drop(block)
         sequence.blocks, sequence.num_computed = [], 0
         self._withdraw(sequence)
 

@@ -33,6 +33,7 @@ def settle(
     sampling: Sequence[SamplingParams],
     seeds: Sequence[int | None],
     *,
+    context: int,
     cache_tokens: int | None,
     orders: Iterator[int],
     decode: Callable[[list[int]], str],
@@ -45,11 +46,11 @@ def settle(
 
     `follow` decodes the text as it grows, which is otherwise done only to find stop strings, and lets what follows
     the answer find it computed. `space` as in `Sequence`; `matcher` begins a grammar that ends with some tokens;
-    `adapter` finds one by its name.
+    `adapter` finds one by its name, `context` is the most tokens of prompt and answer.
     """
     num_virtual = num_virtual_tokens(model)
     for index, (prompt, params) in enumerate(zip(prompts, sampling)):
-        _check(model, index, prompt, params, cache_tokens)
+        _check(model, index, prompt, params, context, cache_tokens)
     named = {params.adapter: adapter(params.adapter) for params in sampling if params.adapter is not None}
     wanted = [
         (prompt, params, None if seed is None else sample_seed(seed, sample))
@@ -58,7 +59,7 @@ def settle(
     ]
     unseeded = sum(params.temperature > 0 and seed is None for _, params, seed in wanted)
     fresh = iter(torch.randint(MAX_SEED, (unseeded,)).tolist() if unseeded else ())
-    room = model.config.context_length
+    room = context
     if cache_tokens is not None:
         room = min(room, cache_tokens - num_virtual)
     rows = []
@@ -121,9 +122,14 @@ def num_virtual_tokens(model: Decoder) -> int:
 
 
 def _check(
-    model: Decoder, index: int, prompt: Sequence[int], sampling: SamplingParams, cache_tokens: int | None
+    model: Decoder,
+    index: int,
+    prompt: Sequence[int],
+    sampling: SamplingParams,
+    context: int,
+    cache_tokens: int | None,
 ) -> None:
-    context, vocab_size = model.config.context_length, model.config.vocab_size
+    vocab_size = model.config.vocab_size
     if len(prompt) == 0:
         raise ValueError(f"prompt {index} is empty; give at least one token, such as the begin-of-text token")
     if len(prompt) >= context:

@@ -47,6 +47,7 @@ class Config(PlainHeads, StoredConfig):
     }
     FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {"apply_residual_connection_post_layernorm": (False,)}
     ABSENT: ClassVar[Mapping[str, Any]] = {"context_length": 2048}
+    ENDLESS_POSITIONS: ClassVar[bool] = True
 
     @classmethod
     def from_huggingface(cls, data: dict[str, Any]) -> Self:

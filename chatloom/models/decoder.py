@@ -111,6 +111,10 @@ class Decoder(nn.Module):
         angles = None if self.rotary is None else self.rotary.at(positions)
         return [angles] * len(self.blocks)
 
+    def rotaries(self) -> list[Rotary | None]:
+        """What turns the queries and keys of every layer."""
+        return [self.rotary] * len(self.blocks)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Project hidden states (..., C) to the vocabulary (..., V)."""
         if self.head is None:

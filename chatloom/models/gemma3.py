@@ -65,6 +65,11 @@ class Model(gemma2.Model):
         near, far = self.window_rotary.at(positions), self.rotary.at(positions)
         return [near if self.config.local(layer) else far for layer in range(len(self.blocks))]
 
+    def rotaries(self) -> list[Rotary | None]:
+        """Each layer's by what it sees."""
+        near, far = self.window_rotary, self.rotary
+        return [near if self.config.local(layer) else far for layer in range(len(self.blocks))]
+
     def attention(self, layer: int, **options: Any) -> Attention:
         """Gemma 2's, with normalised queries and keys."""
         width = self.config.head_width

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from chatloom.models.decoder import Decoder
+from chatloom.models.longer import SCALINGS
 from chatloom.models.stored_config import StoredConfig
 from chatloom.models.weights import Joined
 from chatloom.nn.attention import Attention
@@ -62,6 +63,7 @@ class Config(StoredConfig):
     FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {"hidden_act": ("silu",)}
     ABSENT: ClassVar[Mapping[str, Any]] = {"norm_epsilon": 1e-6, "tie_embeddings": False}
     REQUIRED: ClassVar[tuple[str, ...]] = (*StoredConfig.REQUIRED, "context_length", "inner_width")
+    ROPE_SCALINGS: ClassVar[tuple[str, ...]] = SCALINGS
     # What transformers takes where a `config.json` says nothing.
     ABSENT_THETA: ClassVar[float] = 10_000.0
     ABSENT_HEAD_WIDTH: ClassVar[int | None] = None

@@ -13,6 +13,7 @@ from torch import nn
 from chatloom.models.decoder import Decoder
 from chatloom.models.initialise import draw_normal
 from chatloom.models.llama import rope_scaling
+from chatloom.models.longer import SCALINGS
 from chatloom.models.stored_config import PlainHeads, StoredConfig
 from chatloom.models.weights import Joined, linear
 from chatloom.nn.attention import Attention
@@ -62,6 +63,7 @@ class Config(PlainHeads, StoredConfig):
     }
     FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     REQUIRED: ClassVar[tuple[str, ...]] = (*StoredConfig.REQUIRED, "context_length", "inner_width")
+    ROPE_SCALINGS: ClassVar[tuple[str, ...]] = SCALINGS
 
     def to_huggingface(self) -> dict[str, Any]:
         """The `config.json` that transformers expects."""

@@ -24,6 +24,7 @@ class Config(mistral.Config):
     ARCHITECTURE: ClassVar[str] = "Phi3ForCausalLM"
     KEYS: ClassVar[Mapping[str, str]] = {**mistral.Config.KEYS, "partial_rotary_factor": "rotary_share"}
     ABSENT: ClassVar[Mapping[str, Any]] = {"norm_epsilon": 1e-5, "tie_embeddings": False}
+    ROPE_SCALINGS: ClassVar[tuple[str, ...]] = ("ntk",)  # its class knows no other scaling than longrope
 
     def to_huggingface(self) -> dict[str, Any]:
         """The `config.json` that transformers expects."""

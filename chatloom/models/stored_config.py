@@ -22,6 +22,10 @@ class StoredConfig:
     # Our field -> its value where the key is absent.
     ABSENT: ClassVar[Mapping[str, Any]] = {}
     REQUIRED: ClassVar[tuple[str, ...]] = ("vocab_size", "num_layers", "width", "num_heads")
+    # How its rotary positions may be stretched so that transformers' class reads it too (`longer`), and whether it has
+    # positions of every length without.
+    ROPE_SCALINGS: ClassVar[tuple[str, ...]] = ()
+    ENDLESS_POSITIONS: ClassVar[bool] = False
 
     def to_huggingface(self) -> dict[str, Any]:
         """The `config.json` that transformers expects."""

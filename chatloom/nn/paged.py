@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from chatloom.nn.cache import PLAIN, Mask, Rule
 
 # A stretch of blocks is read as it lies if it has up to so many times the blocks that are needed; else they are copied.
-_STRETCH = 1.5
+STRETCH = 1.5
 # Up to so many blocks in a rectangle of rows are copied: where everything is small, fewer operations count for more.
 _FEW = 16
 
@@ -115,10 +115,22 @@ class Paged:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, rule: Rule = PLAIN) -> Tensor:
         """Store this step's keys and values, then let each token see its own row up to itself."""
-        keys, values = self.keys[layer], self.values[layer]
-        for kept, given in ((keys, key), (values, value)):
+        self.write(layer, key, value)
+        return self._attended(query, key, value, self.keys[layer], self.values[layer], rule)
+
+    def write(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Store the announced tokens' keys and values (1, G, N, D); returns them as they are kept."""
+        for kept, given in ((self.keys[layer], key), (self.values[layer], value)):
             flat = given[0].transpose(0, 1).reshape(-1, given.shape[3])  # (N * G, D)
             kept.view(-1, given.shape[3]).index_copy_(0, self._slots, flat.to(kept.dtype))
+        return key, value
+
+    def read(self, layer: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of some blocks (n,), each (n, G, size, D), until the next ones are read."""
+        return self.keys[layer].index_select(0, blocks), self.values[layer].index_select(0, blocks)
+
+    def _attended(self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, rule: Rule) -> Tensor:
+        """What the announced rows see, (1, H, N, D): of their own keys (1, G, N, D), or of blocks (n, G, size, D)."""
         queries = query[0].transpose(0, 1)  # (N, H, D)
         if self._ones is not None and not self._prompts:
             return self._ones.attend(queries, keys, values, rule).to(query.dtype).transpose(0, 1)[None]
@@ -157,7 +169,7 @@ class _Ones:
         self.place = torch.arange(len(blocks), device=device) - self.starts[self.row]
         low, high = min(blocks), max(blocks) + 1
         self.chosen: Tensor | slice = torch.tensor(blocks, device=device)
-        if high - low <= _STRETCH * len(blocks) and len(set(blocks)) == len(blocks):
+        if high - low <= STRETCH * len(blocks) and len(set(blocks)) == len(blocks):
             self.where = self.chosen - low  # among the blocks that are read
             self.chosen, self.read = slice(low, high), high - low
         else:

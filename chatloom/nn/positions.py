@@ -47,6 +47,7 @@ class Rotary(nn.Module):
         magnitude = 1.0
         if scaling is not None:
             frequencies, magnitude = scaling.scaled(frequencies, theta=theta, context_length=context_length)
+        self.frequencies = frequencies  # no buffer: it stays fp32, whatever the model becomes
         angles = torch.arange(context_length, dtype=torch.float32)[:, None] * frequencies  # (T, D/2)
         # One channel of each pair is turned the other way, so the sign sits in the table.
         sign = torch.tensor([-magnitude, magnitude])
@@ -64,6 +65,16 @@ class Rotary(nn.Module):
         if torch.is_autocast_enabled(device):  # what they turn comes from a matrix: cast once for all layers
             cosines, sines = (table.to(torch.get_autocast_dtype(device)) for table in (cosines, sines))
         return Angles(cosines, sines, self.interleaved)
+
+    def turns(self, positions: Tensor) -> Angles:
+        """Turns alone, without the tables' magnitude, by the angles of any `positions` (B, T), also beyond them."""
+        angles = (positions[..., None].double() * self.frequencies.to(positions.device)).unsqueeze(1)  # (B, 1, T, D/2)
+        cosines, sines = angles.cos().float(), angles.sin().float()
+        if self.interleaved:
+            signs = torch.tensor([-1.0, 1.0], device=positions.device).repeat(angles.shape[-1])
+            cosines, sines = (table.repeat_interleave(2, dim=-1) for table in (cosines, sines))
+            return Angles(cosines, sines * signs, interleaved=True)
+        return Angles(torch.cat((cosines, cosines), -1), torch.cat((-sines, sines), -1))
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor, interleaved: bool = False) -> Tensor:

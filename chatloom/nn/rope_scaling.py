@@ -73,7 +73,9 @@ class RopeScaling:
         assert self.high_freq_factor is not None
         turns = original * frequencies / (2 * math.pi)  # of each pair over the trained context
         share = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
-        return frequencies * torch.lerp(torch.full_like(share, 1 / self.factor), torch.ones(()), share.clamp(0, 1))
+        return frequencies * torch.lerp(
+            torch.full_like(share, 1 / self.factor), torch.ones_like(share), share.clamp(0, 1)
+        )
 
     def _longrope(self, frequencies: Tensor) -> Tensor:
         assert self.short_factor is not None
@@ -98,7 +100,7 @@ class RopeScaling:
             first, last = math.floor(first), math.ceil(last)
         first, last = max(first, 0), min(last, 2 * pairs - 1)
         slow = ((torch.arange(pairs, dtype=torch.float32) - first) / max(last - first, 0.001)).clamp(0, 1)
-        return frequencies * torch.lerp(torch.ones_like(slow), torch.tensor(1 / self.factor), slow)
+        return frequencies * torch.lerp(torch.ones_like(slow), torch.full_like(slow, 1 / self.factor), slow)
 
     def _magnitude(self) -> float:
         if self.attention_factor is not None:

@@ -9,7 +9,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -17,9 +17,11 @@ from rich.console import Console
 
 from chatloom import runtime
 from chatloom.chat.message import Message, printable, to_dicts
+from chatloom.engine.cache_config import CacheConfig
 from chatloom.engine.language_model import LanguageModel, load
 from chatloom.engine.request import Completion, SamplingParams, derive_seed
 from chatloom.models import num_parameters
+from chatloom.models.longer import ContextConfig
 from chatloom.stages.answer import AnswerConfig
 
 HELP = """\
@@ -60,6 +62,9 @@ class Config:
     # LoRA adapters that were trained on this model, NAME=FOLDER each; `/adapter NAME` lets one answer.
     adapters: tuple[str, ...] | None = None
     answer: AnswerConfig = field(default_factory=AnswerConfig)
+
+    context: ContextConfig = field(default_factory=ContextConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
     @property
     def adapter_folders(self) -> dict[str, str]:
@@ -248,18 +253,13 @@ class ChatSession:
 def run(config: Config) -> None:
     """Chat until the user leaves, or answer `message`. Raises ValueError for what `chatloom.load` refuses."""
     config.answer.grammar()  # what is wrong with it is said before a model is opened
-    model = load(
-        config.model,
-        dtype=config.dtype,
-        device=config.device,
-        draft=config.draft,
-        adapters=config.adapter_folders,
-    )
+    options = {"dtype": config.dtype, "device": config.device, **asdict(config.context), **asdict(config.cache)}
+    model = load(config.model, draft=config.draft, adapters=config.adapter_folders, **options)
     session = ChatSession(model, config)
     if config.message is not None:
         _once(session, config.message, Console(), Console(stderr=True))
     elif sys.stdin.isatty():
-        _talk(session, Console(), config.model, model)
+        _talk(session, Console(), config, model)
     else:
         _pipe(session, Console(), Console(stderr=True))
 
@@ -286,12 +286,16 @@ def _pipe(session: ChatSession, answers: Console, notices: Console) -> None:
                 _write(notices, event.text + "\n")
 
 
-def _talk(session: ChatSession, console: Console, ref: str, model: LanguageModel) -> None:
+def _talk(session: ChatSession, console: Console, config: Config, model: LanguageModel) -> None:
     """The conversation on a terminal."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (line editing and history for `input`)
-    size = f"{num_parameters(model.model) / 1e6:.1f}M parameters, a context of {model.engine.context_length} tokens"
-    _write(console, f"{ref}: {size}\n/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.\n", "dim")
+    context, window = model.engine.context_length, config.cache.attention_window
+    reach = f"a context of {context} tokens" if window is None else f"a window of {window} tokens, without end"
+    size = f"{num_parameters(model.model) / 1e6:.1f}M parameters, {reach}"
+    _write(
+        console, f"{config.model}: {size}\n/help lists the commands; Ctrl-C stops an answer, Ctrl-D leaves.\n", "dim"
+    )
     interrupted = False
     while True:
         try:

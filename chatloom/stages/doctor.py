@@ -4,7 +4,7 @@ Each check says what is wrong and the way out. The exit status is 1 if one fails
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -16,7 +16,10 @@ from chatloom import checkpoint, runtime
 from chatloom.chat.message import Message
 from chatloom.chat.render import ChatFormat
 from chatloom.checkpoint import Pretrained
+from chatloom.engine.cache_config import PLAIN, CacheConfig
+from chatloom.engine.capacity import bytes_of_a_token
 from chatloom.models import Decoder, num_parameters
+from chatloom.models.longer import ContextConfig
 from chatloom.stages import memory
 
 
@@ -35,6 +38,8 @@ class Config:
     dtype: Literal["fp32", "bf16", "int8", "int4"] = "fp32"
     # Leave the estimate out, which takes some seconds.
     memory: bool = True
+    context: ContextConfig = field(default_factory=ContextConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
     def __post_init__(self) -> None:
         for name in ("batch_rows", "row_length"):
@@ -67,8 +72,9 @@ class Report:
 
 def run(config: Config) -> Report:
     """Open, check, estimate and print. Raises ValueError for what cannot be opened at all."""
-    opened = checkpoint.load_pretrained(config.model, device=runtime.pick_device())
-    checks = tuple(examine(opened))
+    opened = checkpoint.load_pretrained(config.model, device=runtime.pick_device(), context=config.context)
+    config.cache.check(opened.model)
+    checks = tuple(examine(opened, config.cache))
     found = None
     context = opened.model.config.context_length
     length = min(config.row_length or 1024, context)
@@ -81,6 +87,7 @@ def run(config: Config) -> Report:
             length=length,
             weights_dtype=opened.model.embedding.weight.dtype,
             dtype=config.dtype,
+            kept=config.cache,
         )
     report = Report(checks, found)
     _print(config, report, length)
@@ -90,7 +97,7 @@ def run(config: Config) -> Report:
 # --- checks -----------------------------------------------------------------------------------------------------
 
 
-def examine(opened: Pretrained) -> Iterator[Check]:
+def examine(opened: Pretrained, kept: CacheConfig = PLAIN) -> Iterator[Check]:
     """Everything but memory."""
     model, chat = opened.model, opened.chat
     config = model.config
@@ -102,6 +109,9 @@ def examine(opened: Pretrained) -> Iterator[Check]:
     dtype = str(model.embedding.weight.dtype).removeprefix("torch.")
     yield Check("parameters", f"{num_parameters(model):,} as {dtype}")
     yield Check("context", f"{config.context_length:,} tokens")
+    token_bytes = bytes_of_a_token(config, model.embedding.weight.dtype, kept.kv_dtype)
+    whole = f"{token_bytes * config.context_length / 2**20:,.1f} MiB in all of the context"
+    yield Check("keys and values", f"{token_bytes:,} bytes a token, {whole}")
     yield _vocabulary(model, chat)
     yield _special_tokens(chat)
     yield from _template(chat)

@@ -23,7 +23,7 @@ from chatloom.evals.report import write_report
 from chatloom.rl import diagnostics
 from chatloom.rl.overoptimisation import parting_step
 from chatloom.stages import best_of
-from chatloom.stages.evaluation import Config, Evaluation, base_row, chat_row, likelihood_of
+from chatloom.stages.evaluation import Config, Evaluation, base_row, chat_row, likelihood_of, open_model
 from chatloom.stages.lineage import lineage_of, resources_of
 from chatloom.stages.run import open_run, read_manifest
 from chatloom.tasks import get_task
@@ -47,7 +47,7 @@ def run(config: Config) -> results.Results:
     task = get_task(config.task)
     examples = task.examples("test", config.num_prompts, seed=config.seed)
     texts = _held_out_texts(config)
-    sft = checkpoint.load_pretrained(config.model, dtype="fp32", device=runtime.pick_device())
+    sft = open_model(config.model, config)
     _check_tokenizers(config, sft)
     measured = likelihood_of(sft.model, sft, texts, config)
     evaluation = Evaluation(config, stage, examples, texts, sft, measured, {}, {})
@@ -57,7 +57,7 @@ def run(config: Config) -> results.Results:
         rows.append(chat_row(evaluation, results.SFT, config.label, sft, measured))
         advance()
         if config.base is not None:
-            rows.insert(0, base_row(evaluation, checkpoint.load_pretrained(config.base, dtype="fp32")))
+            rows.insert(0, base_row(evaluation, open_model(config.base, config)))
             advance()
         reward_result: results.RewardResult | None = None
         best: tuple[results.BestOfN, ...] = ()
@@ -70,7 +70,7 @@ def run(config: Config) -> results.Results:
             (results.PPO_PTX, "PPO-ptx", config.ppo_ptx),
         ):
             if folder is not None:
-                opened = checkpoint.load_pretrained(folder, dtype="fp32", device=runtime.pick_device())
+                opened = open_model(folder, config)
                 rows.append(
                     chat_row(evaluation, name, label, opened, likelihood_of(opened.model, opened, texts, config))
                 )

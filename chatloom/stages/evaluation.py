@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from chatloom import checkpoint, runtime
+from chatloom.engine.cache_config import CacheConfig
 from chatloom.engine.engine import Engine
 from chatloom.engine.lowered import as_decoded
 from chatloom.engine.request import SamplingParams
@@ -11,6 +12,7 @@ from chatloom.evals import generation, intervals, judge, likelihood, results
 from chatloom.evals.generation import Answer
 from chatloom.evals.intervals import Estimate
 from chatloom.models import Decoder
+from chatloom.models.longer import ContextConfig
 from chatloom.rl import scoring
 from chatloom.rl.rollout import fitting_row_length, pack_episodes
 from chatloom.stages.run import Run
@@ -55,6 +57,8 @@ class Config:
     # What the report calls `model`.
     label: str = "SFT"
     seed: int = 0
+    context: ContextConfig = field(default_factory=ContextConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
     def __post_init__(self) -> None:
         for name, least in (("num_prompts", 1), ("num_documents", 1), ("num_shots", 0), ("max_tokens", 1), ("seed", 0)):
@@ -94,6 +98,11 @@ class Evaluation:
         )
 
 
+def open_model(folder: str, config: Config) -> checkpoint.Pretrained:
+    """One of the language models that are compared."""
+    return checkpoint.load_pretrained(folder, dtype="fp32", device=runtime.pick_device(), context=config.context)
+
+
 def likelihood_of(
     model: Decoder, opened: checkpoint.Pretrained, texts: Sequence[str], config: Config
 ) -> likelihood.Likelihood:
@@ -110,7 +119,7 @@ def likelihood_of(
 
 def engine_of(opened: checkpoint.Pretrained, config: Config) -> Engine:
     """What generates a model's answers."""
-    return Engine(opened.model, opened.tokenizer, max_batch=256, autocast=config.dtype)
+    return Engine(opened.model, opened.tokenizer, max_batch=256, autocast=config.dtype, **config.cache.options)
 
 
 # --- the models -----------------------------------------------------------------------------------------------

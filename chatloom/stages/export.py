@@ -77,7 +77,9 @@ def _keep(config: Config, output: Path) -> checkpoint.Pretrained:
     if path is None:
         raise ValueError(f"{config.model} has no adapter that could be kept; leave out --adapter keep")
     adapted = checkpoint.load_pretrained(path, dtype=_loaded_as(config), merge=False)
-    base = checkpoint.load_pretrained(checkpoint.base_of(path), dtype=_loaded_as(config))
+    base = checkpoint.load_pretrained(
+        checkpoint.base_of(path), dtype=_loaded_as(config), context=checkpoint.context_of(path)
+    )
     checkpoint.save_pretrained(output / BASE, base.model, base.chat)
     checkpoint.save_adapter(output / ADAPTER, adapted.model, adapted.chat, base=str(output / BASE))
     return adapted

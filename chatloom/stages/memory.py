@@ -24,9 +24,13 @@ from torch.utils._pytree import tree_leaves
 from chatloom import adapters, models, runtime
 from chatloom.adapters import AdapterConfig
 from chatloom.engine import native
+from chatloom.engine.cache_config import PLAIN, CacheConfig
+from chatloom.engine.capacity import bytes_of_a_token
+from chatloom.engine.engine import BLOCK_SIZE, STEP_TOKENS
 from chatloom.engine.quantised import num_bytes, stored_in
 from chatloom.models import Decoder, DecoderConfig, RewardModel, ValueModel
 from chatloom.nn.experts import Experts
+from chatloom.nn.sinks import AT_ONCE
 from chatloom.objectives import Loss, ppo
 from chatloom.objectives.causal_lm import cross_entropy
 
@@ -80,7 +84,15 @@ class Memory:
     ppo_lora: int
 
 
-def estimate(config: DecoderConfig, *, rows: int, length: int, weights_dtype: torch.dtype, dtype: str) -> Memory:
+def estimate(
+    config: DecoderConfig,
+    *,
+    rows: int,
+    length: int,
+    weights_dtype: torch.dtype,
+    dtype: str,
+    kept: CacheConfig = PLAIN,
+) -> Memory:
     """Rehearse all five; LoRA is that of `--adapter lora` without further options.
 
     Args:
@@ -89,11 +101,12 @@ def estimate(config: DecoderConfig, *, rows: int, length: int, weights_dtype: to
         length: tokens of a row, or of a conversation with its answer.
         weights_dtype: of the weights when the model is used; training keeps them fp32.
         dtype: of the matrix products in training, "fp32" or "bf16"; "int8" and "int4" are of inference.
+        kept: how inference keeps keys and values; PPO's rollouts keep them as they are computed.
     """
     shape: dict[str, Any] = {"rows": rows, "length": length, "dtype": training_dtype(dtype)}
     own = "bf16" if weights_dtype == torch.bfloat16 else "fp32"
     return Memory(
-        inference(config, rows=rows, length=length, dtype=weights_dtype)
+        inference(config, rows=rows, length=length, dtype=weights_dtype, kept=kept)
         + copies(config, dtype if dtype in runtime.QUANTISED else own),
         supervised(config, **shape),
         supervised(config, **shape, adaptation=LORA),
@@ -132,19 +145,31 @@ def _rehearsal() -> Iterator[LiveBytes]:
 # --- the uses ---------------------------------------------------------------------------------------------------
 
 
-def inference(config: DecoderConfig, *, rows: int, length: int, dtype: torch.dtype) -> int:
+def inference(config: DecoderConfig, *, rows: int, length: int, dtype: torch.dtype, kept: CacheConfig = PLAIN) -> int:
     """Weights, the cache of keys and values, and what the prefill of prompts that nearly fill the rows takes; bytes."""
+    window = kept.attention_window
+    piece = min(length, STEP_TOKENS, window or length)  # the tokens of a prompt that the engine reads in a step
+    at_once = min(rows, STEP_TOKENS // piece)
     with _rehearsal() as live, torch.no_grad():
         model = _evenly_routed(_built(config, dtype)).eval()
         weights = live.peak = live.now
-        last = model.hidden(_tokens(rows, length))[:, -1]
+        model.hidden(_tokens(at_once, piece))
         prefill = live.peak - weights
+        last = torch.empty(rows, config.width, dtype=dtype)
         live.peak = live.now
         model.logits(last).float()
         sampling = live.peak - weights + rows * config.vocab_size * 4  # and the probabilities
-    size = torch.finfo(dtype).bits // 8
-    cache = 2 * config.num_layers * rows * config.num_key_value_heads * length * config.head_width * size
-    mask = rows * length * length  # who sees whom, a byte each: prompts need not be of one length
+    remembered = length if kept.kept is None else min(length, BLOCK_SIZE * kept.kept.num_blocks(BLOCK_SIZE))
+    cache = rows * remembered * bytes_of_a_token(config, dtype, kept.kv_dtype)
+    if kept.kv_dtype is not None:  # one layer's, dequantised
+        cache += rows * remembered * bytes_of_a_token(config, dtype) // config.num_layers
+    mask = at_once * piece * length  # who sees whom, a byte each: prompts need not be of one length
+    if window is not None:  # scores and shares of some queries, written out
+        seen = min(length, window + kept.attention_sinks + AT_ONCE + 2 * BLOCK_SIZE)
+        mask = seen * (at_once * piece + 2 * 4 * config.num_heads * min(piece, AT_ONCE))
+    elif piece < length:  # a number each for the kernel, which is given the past's keys and values for every head
+        size, heads = torch.finfo(dtype).bits // 8, config.num_heads + config.num_key_value_heads
+        mask += length * (piece + 2 * heads * config.head_width) * size
     return weights + cache + max(prefill + mask, sampling)
 
 

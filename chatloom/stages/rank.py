@@ -9,15 +9,17 @@ model's own answers so that two such labelers agree just as often. An answer tha
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any
 
 from chatloom import runtime
 from chatloom.chat.message import to_dicts
+from chatloom.engine.cache_config import CacheConfig
 from chatloom.engine.engine import Engine
 from chatloom.engine.language_model import load
 from chatloom.engine.request import SamplingParams
+from chatloom.models.longer import ContextConfig
 from chatloom.rl.rollout import Rollout, collect
 from chatloom.stages.run import open_run
 from chatloom.tasks import Example, Labeler, Task, calibrate_noise, get_task
@@ -49,6 +51,8 @@ class Config:
     # Number type of generation: fp32, bf16, int8 or int4.
     dtype: str = "fp32"
     seed: int = 0
+    context: ContextConfig = field(default_factory=ContextConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
     def __post_init__(self) -> None:
         if not 2 <= self.fewest_responses <= self.most_responses:
@@ -97,8 +101,8 @@ def run(config: Config) -> dict[str, Any]:
 
 def _sample(config: Config, examples: Sequence[Example], counts: Sequence[int]) -> list[list[Rollout]]:
     """Each example's answers, `counts` of them."""
-    lm = load(config.model, dtype="fp32")
-    engine = Engine(lm.model, lm.tokenizer, max_batch=256, autocast=config.dtype)
+    lm = load(config.model, dtype="fp32", **asdict(config.context))
+    engine = Engine(lm.model, lm.tokenizer, max_batch=256, autocast=config.dtype, **config.cache.options)
     answers: list[list[Rollout]] = []
     with progress("rank", sum(counts)) as advance:
         for at in range(0, len(examples), _PROMPTS_AT_ONCE):

@@ -27,6 +27,7 @@ from chatloom.adapters import files as adapter_files
 from chatloom.chat.render import ChatFormat
 from chatloom.checkpoint import file_digest
 from chatloom.models import Decoder, RewardModel
+from chatloom.models.longer import ContextConfig
 
 MANIFEST = "manifest.json"
 # Inputs that are models, so that names of the catalogue and hub ids may stand for them.
@@ -70,10 +71,11 @@ class Run:
         *,
         base: str | None = None,
         adaptation: AdapterConfig | None = None,
+        context: ContextConfig | None = None,
     ) -> None:
         """Write the final model at the run's root; of an adapted model the adapter alone, unless it is to be merged.
 
-        `base` is what the model was opened from.
+        `base` is what the model was opened from, for `context`.
         """
         trunk = model.trunk if isinstance(model, RewardModel) else model
         if adaptation is not None and adaptation.adapter_merge:
@@ -82,7 +84,7 @@ class Run:
         if runtime.is_main():
             if adapters.is_adapted(trunk):
                 assert base is not None
-                checkpoint.save_adapter(self.folder, model, chat, base=base)
+                checkpoint.save_adapter(self.folder, model, chat, base=base, context=context)
             else:
                 checkpoint.save_pretrained(self.folder, model, chat)
         runtime.barrier()

@@ -18,6 +18,7 @@ from chatloom.data.formats import read_conversations
 from chatloom.data.loader import Loader
 from chatloom.data.pack import Sample, pieces
 from chatloom.data.sources import read_texts
+from chatloom.models.longer import ContextConfig
 from chatloom.objectives.causal_lm import causal_lm
 from chatloom.stages.fit import adapt, encoded_documents, fit, loader_options, mean_loss, split_off
 from chatloom.stages.run import open_run
@@ -51,6 +52,7 @@ class Config:
     pretraining_ratio: float = 0.1
     # Learn every reply of a conversation, or only its last.
     train_on: TrainOn = "all"
+    context: ContextConfig = field(default_factory=ContextConfig)
     adaptation: AdapterConfig = field(default_factory=AdapterConfig)
     train: TrainConfig = field(default_factory=_defaults)
 
@@ -74,7 +76,8 @@ def run(config: Config) -> dict[str, Any]:
     if stage.complete:
         return stage.results
     runtime.seed_everything(config.train.seed)
-    pretrained = checkpoint.load_pretrained(config.model, dtype="fp32", device=runtime.pick_device())
+    device = runtime.pick_device()
+    pretrained = checkpoint.load_pretrained(config.model, dtype="fp32", device=device, context=config.context)
     model, chat = pretrained.model, _chat(config, pretrained.chat)
     adapt(stage, model, config.adaptation, base=config.model, dtype=config.train.dtype)
     conversations, held_out = _read(config)
@@ -95,7 +98,7 @@ def run(config: Config) -> dict[str, Any]:
         return mean_loss(model, causal_lm, validation, config.train, prefix="validation")
 
     metrics = fit(stage, model, causal_lm, loader, config.train, total_steps=len(loader), evaluate=evaluate)
-    stage.save_model(model, chat, base=config.model, adaptation=config.adaptation)
+    stage.save_model(model, chat, base=config.model, adaptation=config.adaptation, context=config.context)
     return stage.finish(num_conversations=len(conversations), **metrics)
 
 

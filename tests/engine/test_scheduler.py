@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from chatloom.engine import scheduler
 from chatloom.engine.blocks import Blocks
-from chatloom.engine.scheduler import Plan, Scheduler, Sequence
+from chatloom.engine.scheduler import NO_BLOCK, Plan, Scheduler, Sequence
+from chatloom.nn.sinks import Kept
 
 
 @dataclass
@@ -24,8 +25,11 @@ class Wish:
 class World:
     """Computes plans as a model would, checking that keys and values are where they are read."""
 
-    def __init__(self, num_blocks: int, size: int, *, max_rows: int, step_tokens: int) -> None:
-        self.scheduler = Scheduler(Blocks(num_blocks, size), max_rows=max_rows, step_tokens=step_tokens)
+    def __init__(
+        self, num_blocks: int, size: int, *, max_rows: int, step_tokens: int, kept: Kept | None = None
+    ) -> None:
+        self.kept = kept
+        self.scheduler = Scheduler(Blocks(num_blocks, size), max_rows=max_rows, step_tokens=step_tokens, kept=kept)
         self.size = size
         self.cells: dict[tuple[int, int], tuple[int, ...]] = {}  # (block, slot): the tokens up to this one
         self.wishes: dict[Sequence, Wish] = {}
@@ -64,7 +68,11 @@ class World:
     def _compute(self, sequence: Sequence, count: int) -> None:
         self.num_computed += count
         assert count > 0
+        if self.kept is not None:
+            assert sum(block != NO_BLOCK for block in sequence.blocks) <= self.kept.num_blocks(self.size)
         for place in range(sequence.num_computed + count):
+            if self.kept is not None and self.kept.sinks <= place <= sequence.num_computed - self.kept.window:
+                continue  # no token of this step sees it
             cell = sequence.blocks[place // self.size], place % self.size
             if place >= sequence.num_computed:
                 self.cells[cell] = tuple(sequence.tokens[: place + 1])
@@ -120,6 +128,39 @@ def test_every_request_ends_and_no_block_is_lost(
         for _ in range(chance.randrange(3)):
             world.step()
         world.scheduler.blocks.check()
+    world.finish()
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    window=st.integers(1, 9),
+    sinks=st.integers(0, 6),
+    spare=st.integers(0, 12),
+    size=st.integers(1, 5),
+    max_rows=st.integers(1, 5),
+    more=st.integers(0, 20),
+)
+def test_of_endless_texts_what_is_seen_is_there_and_the_rest_is_given_back(
+    seed: int, window: int, sinks: int, spare: int, size: int, max_rows: int, more: int
+) -> None:
+    """Texts far longer than all blocks together, found again and preempted."""
+    chance, kept = random.Random(seed), Kept(window, sinks)
+    world = World(kept.num_blocks(size) + spare, size, max_rows=max_rows, step_tokens=max_rows + more, kept=kept)
+    texts: list[list[int]] = [[]]
+    for _ in range(25):
+        past = chance.choice(texts)
+        prompt = past[: chance.randint(0, len(past))] + [chance.randrange(2) for _ in range(chance.randint(1, 40))]
+        wish = world.add(prompt, chance.randint(1, 60), remember=chance.random() < 0.5)
+        texts.append(wish.sequence.tokens)
+        if chance.random() < 0.2:
+            world.cancel(chance.choice(list(world.wishes.values())))
+        if chance.random() < 0.05:
+            world.scheduler.forget()
+            world.cells = {}
+            world.scheduler.restart()
+        for _ in range(chance.randint(0, 30)):
+            world.step()
     world.finish()
 
 

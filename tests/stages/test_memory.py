@@ -10,6 +10,7 @@ import torch
 from chatloom import adapters
 from chatloom.adapters import AdapterConfig
 from chatloom.engine import native
+from chatloom.engine.cache_config import CacheConfig
 from chatloom.engine.engine import Engine
 from chatloom.engine.lowered import Lowered
 from chatloom.engine.quantised import Matrix
@@ -27,6 +28,7 @@ from chatloom.models import (
     num_parameters,
     stored_names,
 )
+from chatloom.models.longer import ContextConfig, longer
 from chatloom.objectives.causal_lm import causal_lm
 from chatloom.rl.config import PPOConfig
 from chatloom.rl.rewards import critic_from
@@ -107,6 +109,48 @@ def test_inference(name: str) -> None:
         guess = memory.inference(config, rows=rows, length=prompt + answer, dtype=torch.float32)
         found[rows, prompt] = guess / live.peak
     assert all(0.85 < ratio < 1.15 for ratio in found.values()), found
+
+
+@pytest.mark.parametrize("kv_dtype", [None, "int8"])
+@pytest.mark.parametrize("shape", [(1, 4100), (6, 600), (1, 6148)], ids=str)
+def test_inference_of_prompts_read_in_pieces(kv_dtype: Any, shape: tuple[int, int]) -> None:
+    """A step has 2048 tokens of prompts; with keys and values in eight bits there is one layer's buffer.
+
+    The kernel makes numbers of who sees whom where no operation is seen, so those are not counted here.
+    """
+    rows, length = shape
+    config = llama.Config(300, 8192, 6, 64, 4, 2, 160)
+    model = build(config)
+    engine = Engine(model, byte_tokenizer(), kv_dtype=kv_dtype, cache_tokens=rows * (length + 32))
+    prompts = torch.randint(0, 256, (rows, length - 4)).tolist()
+    with counted(model) as live:
+        engine.generate(prompts, SamplingParams(max_tokens=4))
+    kept = CacheConfig(kv_dtype)
+    guess = memory.inference(config, rows=rows, length=length, dtype=torch.float32, kept=kept)
+    unseen = 4 * 2048 * length if length > 2048 else 0
+    assert guess - unseen == pytest.approx(live.peak, rel=0.15)
+
+
+@pytest.mark.parametrize("shape", [(1, 3000), (6, 900)], ids=str)
+def test_inference_with_a_window(shape: tuple[int, int]) -> None:
+    rows, length = shape
+    config = llama.Config(300, 1024, 6, 64, 4, 2, 160)
+    model = build(config)
+    engine = Engine(model, byte_tokenizer(), window=300, max_batch=rows)
+    prompts = torch.randint(0, 256, (rows, length - 20)).tolist()
+    with counted(model) as live:
+        engine.generate(prompts, SamplingParams(max_tokens=20))
+    kept = CacheConfig(attention_window=300)
+    guess = memory.inference(config, rows=rows, length=length, dtype=torch.float32, kept=kept)
+    assert guess == pytest.approx(live.peak, rel=0.2)
+
+
+@pytest.mark.parametrize("kind", ["yarn", "linear", "ntk"])
+def test_a_bf16_model_of_a_longer_context_is_rehearsed(kind: Any) -> None:
+    short = CONFIGS["llama"]
+    config = longer(short, ContextConfig(512, kind))
+    guesses = [memory.inference(each, rows=2, length=200, dtype=torch.bfloat16) for each in (short, config)]
+    assert guesses[1] - guesses[0] == 2 * (512 - 256) * 16 * 4  # tables of cosines and sines
 
 
 def networks(config: DecoderConfig, adaptation: AdapterConfig) -> tuple[Decoder, ValueModel, Decoder, RewardModel]:
