@@ -144,6 +144,7 @@ def can(model: Decoder, block_size: int) -> bool:
         and methods == own
         and model.rotary is not None
         and not model.rotary.interleaved
+        and config.width % native.GROUP == 0
         and _normalises(model.final_norm, config.width)
         and config.head_width % 32 == 0
         and config.head_width <= _WIDEST
@@ -156,13 +157,14 @@ def can(model: Decoder, block_size: int) -> bool:
 def _is_plain(block: nn.Module, width: int, head_width: int) -> bool:
     if type(block) is not Block or block.attention_output_norm is not None or block.feedforward_output_norm is not None:
         return False
-    attention, feedforward = block.attention, block.feedforward
+    attention: Any = block.attention
+    feedforward = block.feedforward
     if type(attention) is not Attention or type(feedforward) is not SwiGLU:
         return False
     matrices: list[Any] = [attention.joined, attention.output, feedforward.joined, feedforward.down]
     norms = (attention.query_norm, attention.key_norm)
     return (
-        all(_compiled(each) and each.in_features % 32 == 0 for each in matrices)
+        all(_compiled(each) and each.in_features % native.GROUP == 0 for each in matrices)
         and _normalises(block.attention_norm, width)
         and _normalises(block.feedforward_norm, width)
         and (norms == (None, None) or all(_normalises(each, head_width) for each in norms))

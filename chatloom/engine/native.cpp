@@ -140,7 +140,7 @@ extern "C" {
 // * group of 32 inputs, 4 times 16 times 4 bytes of two codes, that of the input 16 places on above; 16 scales and 16
 //   offsets in bf16, where a weight is (code - 8) * scale + offset (bits 4)
 struct Matrix {
-  int32_t bits, inputs, outputs, tiles;  // inputs: a multiple of 32; tiles: an even number
+  int32_t bits, inputs, outputs, tiles;  // inputs: whole groups; tiles: an even number
   const void* codes;
   const uint16_t* scales;
   const float* bias;
@@ -197,25 +197,31 @@ struct Rows {
 
   void put(int row, int column, const float* x, int number) {
     const size_t start = (size_t)row * width + column;
+    if (bits == 16)
+      for (int i = 0; i < number; i += LANES) narrow(load<F>(x + i), &half[start + i]);
+    else
+      round(start, x, number);
+  }
+
+  void round(size_t start, const float* x, int number) {
     for (int i = 0; i < number; i += GROUP) {
-      const F low = load<F>(x + i), high = load<F>(x + i + LANES);
-      if (bits == 16) {
-        narrow(low, &half[start + i]);
-        narrow(high, &half[start + i + LANES]);
-        continue;
+      F size{}, poison{};
+      for (int j = 0; j < GROUP; j += LANES) {
+        const F some = load<F>(x + i + j), magnitude = (F)((U)some & 0x7fffffffu);
+        size = size > magnitude ? size : magnitude;
+        poison += some * 0.0f;  // not a number where x is none
       }
-      const F size = (F)((U)low & 0x7fffffffu), other = (F)((U)high & 0x7fffffffu);
-      const float most = highest(size > other ? size : other);
+      const float most = highest(size);
       const F inverse = all(most > 0 ? 127.0f / most : 0.0f);
       const size_t group = (start + i) / GROUP;
-      int32_t total = 0;
-      for (int part = 0; part < 2; ++part) {
-        const I whole = __builtin_convertvector(rounded((part ? high : low) * inverse), I);
-        store(&codes[start + i + part * LANES], __builtin_convertvector(whole, B));
-        total += total_of(whole);
+      I total{};
+      for (int j = 0; j < GROUP; j += LANES) {
+        const I whole = __builtin_convertvector(rounded(load<F>(x + i + j) * inverse), I);
+        store(&codes[start + i + j], __builtin_convertvector(whole, B));
+        total += whole;
       }
-      scales[group] = most / 127.0f + 0.0f * sum(low + high);  // not a number where x is none
-      sums[group] = total;
+      scales[group] = most / 127.0f + sum(poison);
+      sums[group] = total_of(total);
     }
   }
 };
@@ -239,7 +245,7 @@ inline void multiply(const uint32_t* a, const uint32_t* b, int pairs, const uint
 
 template <int BITS, int R>
 inline void multiply_integers(const Matrix& m, int a, int b, const Rows& rows, int row, F (*acc)[2], int ahead) {
-  constexpr int BYTES = GROUP * LANES * BITS / 8, STEPS = BITS == 8 ? 8 : 4, SCALES = BITS == 8 ? 1 : 2;
+  constexpr int BYTES = GROUP * LANES * BITS / 8, STEPS = BYTES / 64, SCALES = BITS == 8 ? 1 : 2;
   const int groups = m.inputs / GROUP;
   const uint8_t* codes[2];
   const uint16_t* scales[2];
@@ -576,5 +582,63 @@ extern "C" void chatloom_product(const Matrix* matrix, const float* x, int32_t n
       put(to + (size_t)row * m.outputs, tile * LANES, m.outputs, first);
       put(to + (size_t)row * m.outputs, (tile + 1) * LANES, m.outputs, second);
     });
+  }
+}
+
+// A token of each row of logits (rows, vocabulary): the likeliest where the temperature is 0, else the first whose
+// share of exp(logit / temperature), added up from the first token on, exceeds the row's uniform number.
+extern "C" void chatloom_sample(const float* logits, int32_t rows, int32_t vocabulary, const float* uniforms,
+                                const float* temperatures, int64_t* tokens, float* logprobs, int32_t threads) {
+  const int whole = vocabulary / LANES * LANES;
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+  for (int row = 0; row < rows; ++row) {
+    const float* x = logits + (size_t)row * vocabulary;
+    const bool greedy = temperatures[row] == 0;
+    const float inverse = greedy ? 1.0f : 1.0f / temperatures[row];
+    F high = all(x[0]);
+    for (int i = 0; i < whole; i += LANES) high = load<F>(x + i) > high ? load<F>(x + i) : high;
+    float most = highest(high);
+    for (int i = whole; i < vocabulary; ++i) most = x[i] > most ? x[i] : most;
+    const auto weights = [&](int i) {  // of 16 tokens, or what is left of them
+      float some[LANES];
+      for (int lane = 0; lane < LANES; ++lane) some[lane] = i + lane < vocabulary ? x[i + lane] : -__builtin_inff();
+      return exponential(((i < whole ? load<F>(x + i) : load<F>(some)) - most) * inverse);
+    };
+    double total = 0;  // of blocks, so that the draw finds its block before its token
+    constexpr int BLOCK = 64 * LANES;
+    for (int i = 0; i < vocabulary; i += BLOCK) {
+      F part{};
+      for (int j = i; j < i + BLOCK && j < vocabulary; j += LANES) part += weights(j);
+      total += sum(part);
+    }
+    int token = 0;
+    if (greedy) {
+      while (token < vocabulary - 1 && x[token] != most) ++token;
+    } else {
+      const double aim = uniforms[row] * total;
+      double before = 0;
+      int last = 0;  // token that has a weight
+      token = -1;
+      for (int i = 0; i < vocabulary && token < 0; i += BLOCK) {
+        F part{};
+        for (int j = i; j < i + BLOCK && j < vocabulary; j += LANES) part += weights(j);
+        if (before + sum(part) <= aim && i + BLOCK < vocabulary) {
+          before += sum(part);
+          continue;
+        }
+        for (int j = i; j < i + BLOCK && j < vocabulary && token < 0; j += LANES) {
+          const F some = weights(j);
+          for (int lane = 0; lane < LANES && token < 0; ++lane)
+            if (some[lane] > 0) {
+              last = j + lane;
+              before += some[lane];
+              if (before > aim) token = last;
+            }
+        }
+      }
+      if (token < 0) token = last;
+    }
+    tokens[row] = token;
+    logprobs[row] = (x[token] - most) * inverse - (float)__builtin_log(total);
   }
 }

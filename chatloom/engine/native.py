@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-GROUP = 32  # inputs that share a scale
+GROUP = 32  # inputs that share a scale; by which all are padded
 LANES = 16  # outputs side by side
 _SOURCE = Path(__file__).with_name("native.cpp")
 _FLAGS = ["-std=gnu++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC"]
@@ -85,6 +85,24 @@ def product(matrix: Matrix, rows: Tensor) -> Tensor:
     return output
 
 
+def sample(logits: Tensor, uniforms: Tensor | None, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
+    """As `sampling.sample`, of all tokens: logits (B, V) in fp32, tokens (B,) and their log-probabilities."""
+    library = _library()
+    assert library is not None
+    logits, rows = logits.contiguous(), len(logits)
+    temperatures = torch.as_tensor(temperature, dtype=torch.float32).expand(rows).contiguous()
+    aims = torch.zeros(rows) if uniforms is None else uniforms.float().contiguous()
+    tokens, logprobs = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
+    library.chatloom_sample(
+        logits.data_ptr(),
+        rows,
+        logits.shape[1],
+        *(each.data_ptr() for each in (aims, temperatures, tokens, logprobs)),
+        torch.get_num_threads(),
+    )
+    return tokens, logprobs
+
+
 def compute(network: Network, step: Step) -> None:
     """Compute a step."""
     library = _library()
@@ -110,8 +128,8 @@ def laid_out(codes: Tensor, bits: int) -> Tensor:
     if bits == 16:
         return codes.view(tiles, LANES, inputs // 2, 2).transpose(1, 2).contiguous()
     if bits == 8:
-        return codes.view(tiles, LANES, groups, 8, 4).permute(0, 2, 3, 1, 4).contiguous()
-    low, high = codes.view(tiles, LANES, groups, 2, 4, 4).unbind(3)
+        return codes.view(tiles, LANES, groups, -1, 4).permute(0, 2, 3, 1, 4).contiguous()
+    low, high = codes.view(tiles, LANES, groups, 2, -1, 4).unbind(3)
     return (low | high << 4).permute(0, 2, 3, 1, 4).contiguous()
 
 
@@ -119,7 +137,7 @@ def read_back(packed: Tensor, bits: int) -> Tensor:
     """The codes, or the weights, of which `packed` was made."""
     if bits == 16:
         return packed.transpose(1, 2).flatten(2).flatten(0, 1)
-    plain = packed.permute(0, 3, 1, 2, 4)  # (tiles, LANES, groups, 8 or 4, 4)
+    plain = packed.permute(0, 3, 1, 2, 4)  # (tiles, LANES, groups, steps, 4)
     if bits == 4:
         plain = torch.cat((plain & 15, plain >> 4), 3)
     return plain.flatten(2).flatten(0, 1)
@@ -137,10 +155,11 @@ def _library() -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError, RuntimeError) as error:
         warnings.warn(f"decoding is slower without compiled code: {error}", RuntimeWarning, stacklevel=2)
         return None
-    for function in (library.chatloom_step, library.chatloom_product):
+    for function in (library.chatloom_step, library.chatloom_product, library.chatloom_sample):
         function.restype = None
     library.chatloom_step.argtypes = c_void_p, c_void_p
     library.chatloom_product.argtypes = c_void_p, c_void_p, c_int32, c_void_p, c_int32
+    library.chatloom_sample.argtypes = c_void_p, c_int32, c_int32, *[c_void_p] * 4, c_int32
     return library
 
 

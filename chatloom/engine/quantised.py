@@ -1,12 +1,12 @@
 """Linear layers whose weights are 16, 8 or 4 bits, for decoding: each step reads every matrix, so bytes are time.
 
 * 16: bfloat16, or whichever type the layer computes in.
-* 8: a code of -127 to 127 for each weight, and a scale for each 32 inputs of an output (the layout of GGUF's Q8_0).
-* 4: a code of 0 to 15, and a scale and an offset for each 32 inputs (Q4_1), fitted by least squares. The vocabulary's
-  matrix stays at 8 bits.
+* 8: a code of -127 to 127 for each weight, and a scale for each 32 inputs of an output (as in GGUF's Q8_0).
+* 4: a code of 0 to 15, and a scale and an offset for each 32 inputs (as in GGUF's Q4_1), fitted by least squares. The
+  vocabulary's matrix stays at 8 bits.
 
-With 8 and 4 bits, compiled products (`native`) round the inputs too, 32 of a row to 8 bits with a scale of their own,
-so that the sums are exact in integers (after Dettmers et al. 2022, LLM.int8, section 2.1, which has a scale a row).
+With 8 and 4 bits, compiled products (`native`) round the inputs too, each group of a row to 8 bits with a scale of its
+own, so that its sum is exact in integers (after Dettmers et al. 2022, LLM.int8, section 2.1, which has a scale a row).
 Every row is summed in the same order whatever stands beside it. Where nothing can be compiled, and on a GPU, the
 rounded weights are multiplied in bfloat16, whose size they then have.
 """
@@ -24,7 +24,7 @@ BITS = {"bf16": 16, "fp16": 16, "int8": 8, "int4": 4}
 
 
 class Codes(NamedTuple):
-    """(code - zero) * scale + offset: codes (outputs, inputs) uint8, the others (outputs, inputs / 32, 1) in fp32."""
+    """(code - zero) * scale + offset: codes (outputs, inputs) uint8, the others (outputs, groups, 1) in fp32."""
 
     codes: Tensor
     zero: int
@@ -33,7 +33,7 @@ class Codes(NamedTuple):
 
     def weight(self) -> Tensor:
         """(outputs, inputs) in fp32."""
-        whole = self.codes.view(len(self.codes), -1, GROUP).float() - self.zero
+        whole = self.codes.view(*self.scales.shape[:2], -1).float() - self.zero
         found = whole * self.scales if self.offsets is None else whole * self.scales + self.offsets
         return found.flatten(1)
 
@@ -171,7 +171,7 @@ def num_bytes(dtype: str, outputs: int, inputs: int, device: torch.device) -> in
     """What a matrix takes in "bf16", "int8" or "int4"."""
     if not native.available(device):
         return 2 * outputs * inputs
-    outputs, inputs = outputs + -outputs % (2 * LANES), inputs + -inputs % GROUP
     bits = BITS[dtype]
+    outputs, inputs = outputs + -outputs % (2 * LANES), inputs + -inputs % GROUP
     scales = {16: 0, 8: 2, 4: 4}[bits]
     return outputs * (inputs * bits // 8 + inputs // GROUP * scales)

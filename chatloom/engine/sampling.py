@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from chatloom.engine import native
+
 
 def sample(
     logits: Tensor,
@@ -38,6 +40,8 @@ def sample(
         logits where the temperature is 0.
     """
     logits = logits.float()
+    if top_k is None and top_p is None and min_p is None and native.available(logits.device):
+        return native.sample(logits, uniforms, temperature)
     if isinstance(temperature, Tensor):
         greedy = temperature == 0
         logits = logits / torch.where(greedy, 1.0, temperature)[:, None]

@@ -22,15 +22,17 @@ from chatloom.testing.tokenizer import byte_tokenizer
 
 pytestmark = pytest.mark.skipif(not native.available(torch.device("cpu")), reason="nothing can be compiled here")
 
-SIZES: dict[str, Any] = {"vocab_size": 270, "context_length": 200, "num_layers": 2, "width": 96, "inner_width": 160}
-HEADS: dict[str, Any] = {"num_heads": 6, "num_key_value_heads": 2}
+SIZES: dict[str, Any] = {"vocab_size": 270, "context_length": 200, "num_layers": 2, "width": 128, "inner_width": 192}
+HEADS: dict[str, Any] = {"num_heads": 6, "num_key_value_heads": 2, "own_head_width": 64}
+TWO: dict[str, Any] = {"num_heads": 2, "num_key_value_heads": 2}
 CONFIGS = {
-    "llama": llama.Config(**SIZES, num_heads=3, num_key_value_heads=3, attention_bias=True, feedforward_bias=True),
-    "grouped": llama.Config(**SIZES, **HEADS, own_head_width=64, tie_embeddings=False),
-    "mistral": mistral.Config(**SIZES, **HEADS, own_head_width=32, window=40),
-    "qwen2": qwen2.Config(**SIZES, num_heads=3, num_key_value_heads=1),
-    "qwen3": qwen3.Config(**SIZES, **HEADS, own_head_width=32),
-    "phi3": phi3.Config(**SIZES, num_heads=3, num_key_value_heads=3, rotary_share=0.5),
+    "llama": llama.Config(**SIZES, **TWO, attention_bias=True, feedforward_bias=True),
+    "grouped": llama.Config(**SIZES, **HEADS, tie_embeddings=False),
+    "mistral": mistral.Config(**SIZES, **HEADS, window=40),
+    "qwen2": qwen2.Config(**SIZES, num_heads=2, num_key_value_heads=1),
+    "qwen3": qwen3.Config(**SIZES, **HEADS),
+    "phi3": phi3.Config(**SIZES, **TWO, rotary_share=0.5),
+    "narrow": llama.Config(**{**SIZES, "width": 96, "inner_width": 160}, num_heads=3, num_key_value_heads=1),
 }
 
 

@@ -3,7 +3,39 @@ import math
 import pytest
 import torch
 
+from chatloom.engine import native
 from chatloom.engine.sampling import Change, changed, sample
+
+
+@pytest.fixture(params=["compiled", "torch"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "torch":
+        monkeypatch.setenv("CHATLOOM_NATIVE", "0")
+    elif not native.available(torch.device("cpu")):
+        pytest.skip("nothing can be compiled here")
+    return str(request.param)
+
+
+@pytest.mark.parametrize("vocab_size", [3, 16, 1000, 5003])
+def test_compiled_draws_are_torchs(vocab_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    logits, uniforms = torch.randn(60, vocab_size) * 3, torch.rand(60)
+    logits[5, 1:] = -torch.inf
+    temperature = torch.tensor([0.0, 0.5, 1.0, 2.0]).repeat(15)
+    tokens, logprobs = sample(logits, uniforms, temperature=temperature)
+    monkeypatch.setenv("CHATLOOM_NATIVE", "0")
+    wanted, expected = sample(logits, uniforms, temperature=temperature)
+    assert (tokens == wanted).sum() >= 59  # a border may be a rounding away
+    torch.testing.assert_close(logprobs[tokens == wanted], expected[tokens == wanted], rtol=1e-5, atol=1e-5)
+
+
+def test_logits_that_are_no_numbers_have_no_log_probability() -> None:
+    logits = torch.randn(2, 40)
+    logits[1, 7] = torch.nan
+    _, logprobs = sample(logits, torch.tensor([0.5, 0.5]))
+    assert logprobs[0].isfinite()
+    assert not logprobs[1].isfinite()
+
 
 # Three tokens with probabilities 0.5, 0.2, 0.3: the cumulative distribution is 0.5, 0.7, 1.
 PROBABILITIES = torch.tensor([[0.5, 0.2, 0.3]])
