@@ -174,3 +174,25 @@ def test_rows_that_name_adapters_are_left_to_torch() -> None:
     assert named.tokens != before.tokens
     engine.remove_adapter("one")
     assert engine.generate([[1, 2, 3]], params)[0].tokens == before.tokens
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_log_probabilities_of_rollouts_are_the_trainers(adapted: bool) -> None:
+    """In bf16 within 0.1 nats at most and 0.03 on average, of fp32 weights and of LoRA that is merged for decoding."""
+    model = drawn("llama")
+    if adapted:
+        adapters.attach(model, AdapterConfig(adapter="lora"))
+        for lora in adapters.loras(model).values():
+            torch.nn.init.normal_(lora.B.weight, std=0.1)
+    prompts = [torch.randint(0, 256, (length,)).tolist() for length in (4, 40, 9)]
+    engine = Engine(model, byte_tokenizer(), autocast="bf16")
+    off: list[float] = []
+    for prompt, made in zip(prompts, engine.generate(prompts, SamplingParams(max_tokens=40, temperature=1.0, seed=3))):
+        tokens = torch.tensor([[*prompt, *made.tokens]])
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            logprobs = model(tokens).float().log_softmax(-1)[0, len(prompt) - 1 : -1]
+        chosen = logprobs.gather(1, torch.tensor(made.tokens)[:, None])[:, 0]
+        off += (chosen - torch.tensor(made.logprobs)).abs().tolist()
+    assert isinstance(engine._runner.cache, fused.LaidOut)  # type: ignore[union-attr]
+    assert max(off) < 0.1
+    assert sum(off) / len(off) < 0.03
