@@ -373,6 +373,8 @@ class Engine:
     def _compute(self) -> bool:
         """As `_step`, by who holds the engine and has looked at the weights."""
         self._take_in()
+        if self._adapters.any_came and self._runner is not None and self._runner.whole:
+            self._refresh()  # an adapter came since
         runner, scheduler = self._runner, self._scheduler
         assert runner is not None
         if self.drafter is not None:
@@ -432,6 +434,7 @@ class Engine:
         now = version(self.model), self._adapters.version(), whole
         if self._runner is not None and now == self._version:
             return
+        self._version = None  # until all is made
         weight = self.model.embedding.weight
         dtype = weight.dtype if self.autocast == "fp32" else runtime.pick_dtype(self.autocast, quantised=True)
         model = self._as_read()

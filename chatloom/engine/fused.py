@@ -35,9 +35,9 @@ class LaidOut(Paged):
         firsts = [0]
         for count in counts[:-1]:
             firsts.append(firsts[-1] + count)
-        self.rows = torch.tensor([firsts, counts], dtype=torch.int32)
+        self.rows = _numbers([firsts, counts])
         positions = [place for chunk in chunks for place in range(chunk.start, chunk.start + chunk.count)]
-        self.places = torch.tensor(positions, dtype=torch.int32)
+        self.places = _numbers(positions)
         padding = [0] * self.most
         self.table = torch.tensor(
             [[*chunk.blocks, *padding[len(chunk.blocks) :]] for chunk in chunks], dtype=torch.int32
@@ -85,13 +85,20 @@ class Fused:
             head.native,
         )
         self._vocab_size: int = head.out_features
+        self._context = len(rotary.cosines)
+        # Their tensors are pointed at; refilled, they have others.
+        self._matrices = [each.kept for each in model.modules() if isinstance(each, Matrix)]
 
     def logits(self, tokens: Sequence[int], ends: Sequence[int], cache: LaidOut) -> Tensor:
         """Compute the rows that were announced to the cache; the logits behind the tokens at `ends`, (ends, V)."""
-        x = self._model.embed(torch.tensor(tokens)).float()
+        x = self._model.embed(torch.tensor(tokens, dtype=torch.int64, device="cpu")).float().contiguous()
         assert cache.places.shape == (len(tokens),), f"{len(tokens)} tokens for {len(cache.places)} announced"
-        logits = torch.empty(len(ends), self._vocab_size)
-        asked = torch.tensor(ends, dtype=torch.int32)
+        # Compiled code looks at no bounds.
+        assert int(cache.places.max()) < self._context, "a position beyond the rotary table"
+        assert 0 <= int(cache.table.min()) <= int(cache.table.max()) < cache.num_blocks, "a block that is not there"
+        assert cache.most * _BLOCK_SIZE > int(cache.places.max()), "a row without its blocks"
+        logits = torch.empty(len(ends), self._vocab_size, dtype=torch.float32, device="cpu")
+        asked = _numbers(ends)
         firsts, counts = cache.rows
         native.compute(
             self._network,
@@ -149,9 +156,17 @@ def can(model: Decoder, block_size: int) -> bool:
         and config.head_width % 32 == 0
         and config.head_width <= _WIDEST
         and all(_is_plain(block, config.width, config.head_width) for block in blocks)
+        and {
+            (each.attention.num_heads, each.attention.num_key_value_heads, each.attention.head_width) for each in blocks
+        }
+        == {(config.num_heads, config.num_key_value_heads, config.head_width)}
         and len({(each.attention.rule.scale, each.feedforward.down.in_features) for each in blocks}) == 1
         and len({norm.epsilon for norm in model.modules() if isinstance(norm, RMSNorm)}) == 1
     )
+
+
+def _heads(sizes: Any) -> tuple[int, int, int]:
+    return sizes.num_heads, sizes.num_key_value_heads, sizes.head_width
 
 
 def _is_plain(block: nn.Module, width: int, head_width: int) -> bool:
@@ -172,6 +187,10 @@ def _is_plain(block: nn.Module, width: int, head_width: int) -> bool:
         and not attention.rule.alibi
         and attention.rule.softcap is None
     )
+
+
+def _numbers(values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32, device="cpu")
 
 
 def _compiled(module: nn.Module | None) -> bool:

@@ -40,15 +40,17 @@ class _Copy:
     def now(self) -> Hashable:
         """Equal as long as nothing was changed that it is made of."""
         tensors = [tensor for module, _ in self.parts for tensor in module.parameters()]
-        return tuple(map(stamp, tensors)), tuple(lora is not None and lora.enabled for _, lora in self.parts)
+        loras = [None if lora is None else (lora.enabled, lora.scale) for _, lora in self.parts]
+        return tuple(map(stamp, tensors)), tuple(loras)
 
     def fill(self) -> None:
         """Join the parts' weights as they are now."""
-        self.filled = self.now()
+        now, self.filled = self.now(), None  # so that one that was interrupted is not taken for done
         weights = [_weight(module, lora) for module, lora in self.parts]
         biases: list[Any] = [getattr(module, "bias", None) for module, _ in self.parts]
         bias = None if biases[0] is None else torch.cat(biases)
         self.matrix.fill(torch.cat(weights) if len(weights) > 1 else weights[0], bias)
+        self.filled = now
 
 
 class Lowered:
@@ -118,11 +120,11 @@ class Lowered:
         now = version(self.source)
         if now == self._version:
             return
-        self._version = now
         with torch.autocast(self.source.embedding.weight.device.type, enabled=False):  # updates are merged in fp32
             for made in self._copies:
                 if made.filled != made.now():
                     made.fill()
+        self._version = now
 
 
 def _weight(module: nn.Module, lora: LoRA | None) -> Tensor:

@@ -18,6 +18,7 @@ import tempfile
 import warnings
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,7 +79,7 @@ def product(matrix: Matrix, rows: Tensor) -> Tensor:
     assert library is not None
     more = matrix.inputs - rows.shape[1]
     rows = (F.pad(rows, (0, more)) if more else rows).float().contiguous()
-    output = torch.empty(len(rows), matrix.outputs)
+    output = torch.empty(len(rows), matrix.outputs, dtype=torch.float32, device="cpu")  # whatever torch's defaults are
     library.chatloom_product(
         ctypes.byref(matrix), rows.data_ptr(), len(rows), output.data_ptr(), torch.get_num_threads()
     )
@@ -89,10 +90,11 @@ def sample(logits: Tensor, uniforms: Tensor | None, temperature: float | Tensor)
     """As `sampling.sample`, of all tokens: logits (B, V) in fp32, tokens (B,) and their log-probabilities."""
     library = _library()
     assert library is not None
-    logits, rows = logits.contiguous(), len(logits)
-    temperatures = torch.as_tensor(temperature, dtype=torch.float32).expand(rows).contiguous()
-    aims = torch.zeros(rows) if uniforms is None else uniforms.float().contiguous()
-    tokens, logprobs = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
+    logits, rows = logits.float().contiguous(), len(logits)
+    numbers: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+    temperatures = torch.as_tensor(temperature, **numbers).expand(rows).contiguous()
+    aims = torch.zeros(rows, **numbers) if uniforms is None else uniforms.float().clamp(max=1 - 2**-24).contiguous()
+    tokens, logprobs = torch.empty(rows, dtype=torch.int64, device="cpu"), torch.empty(rows, **numbers)
     library.chatloom_sample(
         logits.data_ptr(),
         rows,
@@ -194,7 +196,7 @@ def _processor() -> bytes:
     except OSError:
         lines = []
     kept = sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
-    return "\n".join([platform.machine(), platform.processor(), *kept]).encode()
+    return "\n".join([platform.machine(), platform.processor(), *platform.libc_ver(), *kept]).encode()
 
 
 def pointer(tensor: Tensor | None) -> int | None:

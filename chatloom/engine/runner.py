@@ -74,7 +74,7 @@ class Row(Scheduled):
         """Fill `uniforms` from the seed: what comes later does not depend on how many are drawn."""
         if self.seed is not None:
             generator = torch.Generator().manual_seed(self.seed)
-            self.uniforms = torch.rand(self.limit, generator=generator).tolist()
+            self.uniforms = torch.rand(self.limit, generator=generator, dtype=torch.float32).tolist()
 
     def take(self, token: int, logprob: float) -> bool:
         """Append one token; returns whether the row has ended with it."""
@@ -144,6 +144,11 @@ class Runner:
         self._prefix: tuple[Tensor, Tensor] | None = None if model.prefix is None else model.prefix(model)
         self.num_virtual = 0 if self._prefix is None else self._prefix[0].shape[2]
 
+    @property
+    def whole(self) -> bool:
+        """Whether steps are compiled whole."""
+        return self._fused is not None
+
     def continues(self, other: "Runner") -> bool:
         """Take over the other's cache if it has the right shape."""
         mine, theirs = self.cache.keys, other.cache.keys
@@ -190,6 +195,7 @@ class Runner:
     def _logits(self, model: Decoder, tokens: list[int], ends: list[int]) -> Tensor:
         """Compute the rows announced to the cache; the logits behind the tokens at `ends`, (ends, V)."""
         if self._fused is not None and isinstance(self.cache, fused.LaidOut):
+            assert model is self.model, "named adapters are not compiled"
             return self._fused.logits(tokens, ends, self.cache)
         hidden = model.hidden(torch.tensor([tokens], device=self._device), cache=self.cache)[0]  # (N, C)
         if len(ends) < len(tokens):
@@ -274,7 +280,7 @@ class Runner:
         for row, guess in zip(rows, guesses):
             behind = 0 if guess is None else behind + 1
             numbers.append(row.uniforms[len(row.logprobs) + behind] if row.uniforms else 0.0)
-        return torch.tensor(numbers, device=self._device)
+        return torch.tensor(numbers, dtype=torch.float32, device=self._device)
 
     def _setting(self, values: Sequence[Number]) -> Number | Tensor:
         """One number if all rows agree, which the sampler handles faster, else (B,)."""

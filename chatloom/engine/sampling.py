@@ -40,8 +40,33 @@ def sample(
         logits where the temperature is 0.
     """
     logits = logits.float()
-    if top_k is None and top_p is None and min_p is None and native.available(logits.device):
-        return native.sample(logits, uniforms, temperature)
+    if not native.available(logits.device):
+        return _sample(logits, uniforms, temperature, top_k, top_p, min_p)
+    # Who draws from all tokens does so in the same way whatever rows beside it do.
+    some = torch.zeros(len(logits), dtype=torch.bool)
+    if top_k is not None:
+        some |= torch.as_tensor(top_k) < logits.shape[1]
+    if top_p is not None:
+        some |= torch.as_tensor(top_p) < 1
+    if min_p is not None:
+        some |= torch.as_tensor(min_p) > 0
+    if bool(some.all()):
+        return _sample(logits, uniforms, temperature, top_k, top_p, min_p)
+    tokens, logprobs = native.sample(logits, uniforms, temperature)
+    if not bool(some.any()):
+        return tokens, logprobs
+    others = _sample(logits, uniforms, temperature, top_k, top_p, min_p)
+    return torch.where(some, others[0], tokens), torch.where(some, others[1], logprobs)
+
+
+def _sample(
+    logits: Tensor,
+    uniforms: Tensor | None,
+    temperature: float | Tensor,
+    top_k: int | Tensor | None,
+    top_p: float | Tensor | None,
+    min_p: float | Tensor | None,
+) -> tuple[Tensor, Tensor]:
     if isinstance(temperature, Tensor):
         greedy = temperature == 0
         logits = logits / torch.where(greedy, 1.0, temperature)[:, None]

@@ -112,8 +112,8 @@ def propose(drafter: Drafter, running: Sequence[Scheduled], *, num_waiting: int)
     pairs = [(row, count) for row, count in pairs if not row.drafted]
     if pairs:
         guesses = drafter.draft([row for row, _ in pairs], [count for _, count in pairs])
-        for (row, _), guess in zip(pairs, guesses):
-            row.drafted = guess
+        for (row, count), guess in zip(pairs, guesses):
+            row.drafted = guess[:count]
 
 
 def _pays(row: Row) -> bool:

@@ -196,3 +196,16 @@ def test_log_probabilities_of_rollouts_are_the_trainers(adapted: bool) -> None:
     assert isinstance(engine._runner.cache, fused.LaidOut)  # type: ignore[union-attr]
     assert max(off) < 0.1
     assert sum(off) / len(off) < 0.03
+
+
+def test_torchs_default_type_changes_nothing() -> None:
+    engine = Engine(drawn("llama"), byte_tokenizer(), autocast="int8")
+    params = SamplingParams(max_tokens=9, temperature=1.0, seed=1)
+    [before] = engine.generate([[1, 2, 3]], params)
+    for dtype in (torch.bfloat16, torch.float64):
+        torch.set_default_dtype(dtype)
+        try:
+            [found] = engine.generate([[1, 2, 3]], params)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert found == before

@@ -8,6 +8,7 @@ from chatloom import adapters
 from chatloom.adapters import AdapterConfig
 from chatloom.engine.engine import Engine
 from chatloom.engine.lowered import Lowered
+from chatloom.engine.quantised import Matrix
 from chatloom.engine.request import SamplingParams
 from chatloom.models import FAMILIES, Decoder, build
 from chatloom.objectives.causal_lm import causal_lm
@@ -142,3 +143,29 @@ def test_virtual_tokens_come_along() -> None:
     twin = Lowered(model, "bf16")
     twin.refresh()
     assert apart(twin.model, model.eval()) < 0.05
+
+
+def test_a_refresh_that_is_interrupted_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama()
+    twin = Lowered(model, "bf16")
+    twin.refresh()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(-1.5)
+    fill, count = Matrix.fill, 0
+
+    def interrupted(self: Matrix, *args: Tensor) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise KeyboardInterrupt
+        fill(self, *args)
+
+    monkeypatch.setattr(Matrix, "fill", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        twin.refresh()
+    monkeypatch.setattr(Matrix, "fill", fill)
+    twin.refresh()
+    fresh = Lowered(model, "bf16")
+    fresh.refresh()
+    assert torch.equal(logits(twin.model), logits(fresh.model))

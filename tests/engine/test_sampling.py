@@ -159,3 +159,16 @@ def test_penalties_and_bias_by_hand() -> None:
     )
     assert got.tolist() == [[1.0, -4.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0], [1.25, 3.0, 2.25, -97.0]]
     assert logits[0, 0] == 2.0
+
+
+def test_a_row_that_draws_from_all_does_so_alike_in_any_company() -> None:
+    torch.manual_seed(0)
+    logits, uniforms = torch.randn(400, 20_000), torch.rand(400)
+    top_k = torch.full((400,), 20_000)
+    top_k[::7] = 5
+    alone = sample(logits, uniforms)
+    together = sample(logits, uniforms, top_k=top_k)
+    plain = top_k == 20_000
+    assert torch.equal(together[0][plain], alone[0][plain])
+    assert torch.equal(together[1][plain], alone[1][plain])
+    assert bool((together[0] != alone[0]).any())
