@@ -55,7 +55,7 @@ class Amounts:
     pretrain_steps: int = 175
     demonstrations: int = 41_000
     sft_epochs: int = 1
-    ranked_prompts: int = 1_600
+    ranked_prompts: int = 2_000
     ppo_prompts: int = 4_000
     ppo_iterations: int = 15
     episodes: int = 256
