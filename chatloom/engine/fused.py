@@ -39,9 +39,12 @@ class LaidOut(Paged):
         positions = [place for chunk in chunks for place in range(chunk.start, chunk.start + chunk.count)]
         self.places = _numbers(positions)
         padding = [0] * self.most
-        self.table = torch.tensor(
-            [[*chunk.blocks, *padding[len(chunk.blocks) :]] for chunk in chunks], dtype=torch.int32
-        )
+        self.table = _numbers([[*chunk.blocks, *padding[len(chunk.blocks) :]] for chunk in chunks])
+        ends = [chunk.start + chunk.count for chunk in chunks]
+        self.longest = max(ends)
+        # Compiled code looks at no bounds.
+        assert all(len(chunk.blocks) * self.block_size >= end for chunk, end in zip(chunks, ends)), "a block is missing"
+        assert 0 <= int(self.table.min()) <= int(self.table.max()) < self.num_blocks, "a block that is not there"
 
     def put(self, rows: Sequence[Sequence[int]], keys: Tensor, values: Tensor) -> None:
         """Put keys and values (L, G, P, D) of virtual tokens at the beginning of rows, given by their blocks."""
@@ -93,10 +96,7 @@ class Fused:
         """Compute the rows that were announced to the cache; the logits behind the tokens at `ends`, (ends, V)."""
         x = self._model.embed(torch.tensor(tokens, dtype=torch.int64, device="cpu")).float().contiguous()
         assert cache.places.shape == (len(tokens),), f"{len(tokens)} tokens for {len(cache.places)} announced"
-        # Compiled code looks at no bounds.
-        assert int(cache.places.max()) < self._context, "a position beyond the rotary table"
-        assert 0 <= int(cache.table.min()) <= int(cache.table.max()) < cache.num_blocks, "a block that is not there"
-        assert cache.most * _BLOCK_SIZE > int(cache.places.max()), "a row without its blocks"
+        assert cache.longest <= self._context, "a position beyond the rotary table"
         logits = torch.empty(len(ends), self._vocab_size, dtype=torch.float32, device="cpu")
         asked = _numbers(ends)
         firsts, counts = cache.rows
@@ -156,10 +156,7 @@ def can(model: Decoder, block_size: int) -> bool:
         and config.head_width % 32 == 0
         and config.head_width <= _WIDEST
         and all(_is_plain(block, config.width, config.head_width) for block in blocks)
-        and {
-            (each.attention.num_heads, each.attention.num_key_value_heads, each.attention.head_width) for each in blocks
-        }
-        == {(config.num_heads, config.num_key_value_heads, config.head_width)}
+        and {_heads(each.attention) for each in blocks} == {_heads(config)}
         and len({(each.attention.rule.scale, each.feedforward.down.in_features) for each in blocks}) == 1
         and len({norm.epsilon for norm in model.modules() if isinstance(norm, RMSNorm)}) == 1
     )

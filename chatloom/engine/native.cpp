@@ -334,6 +334,7 @@ template <class End> void product(const Matrix& m, int a, int b, const Rows& row
 // What all threads run through: every output of every row. `partner` is how far on a tile's second one is.
 template <class End> void product(const Matrix& m, const Rows& rows, int number, int partner, End&& end) {
   const int pairs = m.tiles / 2, chunks = (number + CHUNK - 1) / CHUNK;
+  // Few rows wait for memory, which gives neighbours faster; many compute, and share out better one by one.
   const int together = number > CHUNK / 4 ? 1 : pairs / (4 * omp_get_num_threads()) + 1;
 #pragma omp for schedule(dynamic, together < 16 ? together : 16)
   for (int task = 0; task < pairs * chunks; ++task) {

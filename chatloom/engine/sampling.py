@@ -43,7 +43,7 @@ def sample(
     if not native.available(logits.device):
         return _sample(logits, uniforms, temperature, top_k, top_p, min_p)
     # Who draws from all tokens does so in the same way whatever rows beside it do.
-    some = torch.zeros(len(logits), dtype=torch.bool)
+    some = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     if top_k is not None:
         some |= torch.as_tensor(top_k) < logits.shape[1]
     if top_p is not None:
