@@ -80,7 +80,7 @@ export function sampling() {
 }
 
 export async function ask(question, ways = "one", count = HOW_MANY[ways]) {
-  const own = { model: settings.model, adapter: settings.adapter || null, sampling: sampling(), n: count };
+  const own = { model: settings.model, sampling: sampling(), n: count };
   if (count > 1 && own.sampling.temperature === 0) own.sampling.temperature = 0.7; // at 0 all would be the same
   const { messages } = await api.answer(question, own);
   for (const message of messages) state.tree.put(message);

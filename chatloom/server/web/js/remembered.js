@@ -6,7 +6,6 @@ export const DEFAULTS = {
   theme: "auto",
   language: "",
   model: "",
-  adapter: "",
   sidebar: true,
   consent: true,
   offer: true, // now and then two answers to choose between
