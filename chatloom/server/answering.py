@@ -147,14 +147,14 @@ def reason_of(generation: Generation) -> FinishReason:
     return reason
 
 
-def usage_of(generations: Sequence[Generation], *, prompts: Sequence[int] | None = None) -> Usage:
-    """What answers used; a prompt that several share counts once. `prompts` are the lengths where there are several."""
-    read = generations[0].num_prompt if prompts is None else sum(prompts)
+def usage_of(generations: Sequence[Generation], firsts: Sequence[Generation] | None = None) -> Usage:
+    """What answers used: a prompt counts once, with the first of its answers (`firsts`, or the first of all)."""
+    firsts = generations[:1] if firsts is None else firsts
+    read = sum(each.num_prompt for each in firsts)
     written = sum(len(each.completion.tokens) for each in generations)
-    cached = min(read, max(each.num_cached for each in generations[:1]))
     return Usage(
         prompt_tokens=read,
         completion_tokens=written,
         total_tokens=read + written,
-        prompt_tokens_details=PromptDetails(cached_tokens=cached),
+        prompt_tokens_details=PromptDetails(cached_tokens=sum(each.num_cached for each in firsts)),
     )
