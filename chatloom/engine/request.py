@@ -170,6 +170,16 @@ class Completion:
         return sum(self.logprobs) / max(len(self.logprobs), 1)
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How much an engine has under way."""
+
+    num_running: int
+    num_waiting: int
+    blocks_in_use: int  # of the cache, by those that run; what is only remembered is free
+    num_blocks: int
+
+
 class AnyEngine(Protocol):
     """What callers need of an engine; `engine.Engine` is the real one, `testing.engine` has a scripted one."""
 
