@@ -131,7 +131,8 @@ class _Answer:
             for job in jobs:
                 assert self.sampling.seed is not None
                 params = replace(self.sampling, seed=sample_seed(self.sampling.seed, job.sample))
-                begun.append(await generate(self.served, self.prompts[job.prompt].tokens, params))
+                tokens = self.prompts[job.prompt].tokens
+                begun.append(await generate(self.served, tokens, params, again=job.sample > 0))
         except BaseException:
             answering.give_up(begun)
             raise
@@ -237,7 +238,7 @@ class _Answer:
                 yield event(self._head() | {"choices": [], "usage": self._usage(generations).model_dump()})
             yield DONE
         except Exception as error:
-            yield event(errors.of(error).body)
+            yield event(errors.of(error).told())
         finally:
             answering.give_up(generations)
 
