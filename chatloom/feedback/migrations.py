@@ -129,6 +129,39 @@ STEPS: tuple[Step, ...] = (
             "CREATE INDEX requests_of_time ON requests (created)",
         ),
     ),
+    Step(
+        "accounts",
+        (
+            """CREATE TABLE users (
+    name TEXT NOT NULL PRIMARY KEY,
+    role TEXT NOT NULL,
+    password TEXT,
+    created DOUBLE PRECISION NOT NULL
+)""",
+            """CREATE TABLE api_keys (
+    id TEXT NOT NULL PRIMARY KEY,
+    digest TEXT NOT NULL,
+    owner TEXT NOT NULL REFERENCES users (name) ON DELETE CASCADE,
+    name TEXT NOT NULL,
+    created DOUBLE PRECISION NOT NULL,
+    requests_per_minute BIGINT,
+    tokens_per_minute BIGINT,
+    tokens_per_day BIGINT,
+    concurrent_requests BIGINT
+)""",
+            "CREATE INDEX api_keys_of_owner ON api_keys (owner)",
+            """CREATE TABLE sessions (
+    id TEXT NOT NULL PRIMARY KEY,
+    digest TEXT NOT NULL,
+    holder TEXT NOT NULL,
+    key TEXT,
+    created DOUBLE PRECISION NOT NULL,
+    expires DOUBLE PRECISION NOT NULL
+)""",
+            "CREATE INDEX sessions_of_holder ON sessions (holder)",
+            "CREATE INDEX sessions_of_time ON sessions (expires)",
+        ),
+    ),
 )
 VERSION = len(STEPS)
 _VERSION_TABLE = "chatloom_version"

@@ -195,3 +195,41 @@ requests = Table(
     Column("seconds", Double, nullable=False),
     Index("requests_of_time", "created"),
 )
+
+users = Table(
+    "users",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("role", Text, nullable=False),
+    Column("password", Text),  # its scrypt; none: comes by keys only
+    Column("created", Double, nullable=False),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("digest", Text, nullable=False),
+    Column("owner", Text, ForeignKey("users.name", ondelete="CASCADE"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("created", Double, nullable=False),
+    Column("requests_per_minute", BigInteger),
+    Column("tokens_per_minute", BigInteger),
+    Column("tokens_per_day", BigInteger),
+    Column("concurrent_requests", BigInteger),
+    Index("api_keys_of_owner", "owner"),
+)
+
+# Of a user, or of whoever signed in with a key: the file's keys are in no table, so nothing is referred to.
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("digest", Text, nullable=False),
+    Column("holder", Text, nullable=False),
+    Column("key", Text),
+    Column("created", Double, nullable=False),
+    Column("expires", Double, nullable=False),
+    Index("sessions_of_holder", "holder"),
+    Index("sessions_of_time", "expires"),
+)

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from chatloom.engine.request import Overloaded
+from chatloom.server import note
 
 RETRY_SECONDS = 1
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -60,6 +61,12 @@ class APIError(Exception):
         found = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return {"error": {name: _sound(value) for name, value in found.items()}}
 
+    def told(self) -> dict[str, Any]:
+        """The body, for the client and, by its code, for the log."""
+        if (one := note.current()) is not None:
+            one.error = self.code or self.type
+        return self.body
+
     def response(self) -> JSONResponse:
         """As an answer."""
         headers = {}
@@ -67,7 +74,7 @@ class APIError(Exception):
             headers["Retry-After"] = str(max(1, round(self.retry_after)))
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return JSONResponse(self.body, status_code=self.status, headers=headers)
+        return JSONResponse(self.told(), status_code=self.status, headers=headers)
 
 
 def invalid(message: str, *, param: str | None = None, code: str | None = None) -> APIError:
@@ -187,3 +194,8 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         503: "No room at the moment; the header Retry-After says when to ask again.",
     }.items()
 }
+
+
+def only(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Of `RESPONSES` those that a route may answer."""
+    return {status: RESPONSES[status] for status in statuses}

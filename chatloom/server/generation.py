@@ -12,7 +12,8 @@ from dataclasses import replace
 from secrets import randbits
 from typing import TYPE_CHECKING, Protocol
 
-from chatloom.engine.request import MAX_SEED, AnyEngine, Completion, SamplingParams
+from chatloom.engine.request import MAX_SEED, AnyEngine, Completion, Load, SamplingParams
+from chatloom.server import limits, note
 
 if TYPE_CHECKING:
     from chatloom.server.served import Served
@@ -52,6 +53,10 @@ class ServingEngine(AnyEngine, Protocol):
     def adapters(self) -> tuple[str, ...]:
         """The names that `SamplingParams.adapter` may have."""
 
+    @property
+    def load(self) -> Load:
+        """How much is under way."""
+
     def submit(self, prompt: Sequence[int], sampling: SamplingParams = ...) -> EngineStream:
         """Let a request join those under way."""
 
@@ -77,6 +82,7 @@ class Generation:
         self.first_seconds: float | None = None  # from the start to the first token that was seen
         self.seconds: float | None = None  # and to the end
         self.error: Exception | None = None
+        self._noted, self._meter = note.current(), limits.meter()  # of the request that asked
 
     def __aiter__(self) -> AsyncIterator[str]:
         return self
@@ -128,6 +134,13 @@ class Generation:
             self.first_seconds = now
         if ended and self.seconds is None:
             self.seconds = now
+            num_tokens = len(self.completion.tokens)
+            self._meter.spend(num_tokens)
+            if self._noted is not None:
+                self._noted.num_tokens += num_tokens
+                self._noted.finish_reason = "error" if self.error else self.completion.finish_reason
+                if self._noted.first_token_seconds is None:
+                    self._noted.first_token_seconds = self.first_seconds
             self._bridge.end(self)
 
     def wake(self) -> None:
@@ -203,17 +216,26 @@ class Bridge:
             generation.wake()
 
 
-async def generate(served: "Served", prompt: Sequence[int], sampling: SamplingParams) -> Generation:
+async def generate(
+    served: "Served", prompt: Sequence[int], sampling: SamplingParams, *, again: bool = False
+) -> Generation:
     """Begin an answer of a served model.
 
     Args:
         served: whose adapter, if it is one, takes the place of the sampling's.
         prompt: its tokens.
         sampling: for one answer; a seed is drawn where none is given, and `Generation.sampling` has it.
+        again: another answer of a prompt that counts once.
 
     Raises:
         ValueError: a prompt that is empty or too long, a token or grammar that there is not.
         Overloaded: as many wait as may; send it again later.
+        APIError: the caller has used up their tokens.
     """
     seed = randbits(63) & MAX_SEED if sampling.seed is None else sampling.seed
+    if not again:
+        limits.meter().admit(len(prompt))
+    if (one := note.current()) is not None:
+        one.model, one.adapter = served.parent or served.name, served.adapter
+        one.num_prompt_tokens += 0 if again else len(prompt)
     return await served.bridge.submit(prompt, replace(sampling, seed=seed, adapter=served.adapter))

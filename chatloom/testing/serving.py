@@ -2,10 +2,12 @@
 
 import contextlib
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -16,6 +18,7 @@ from chatloom.chat.render import ChatFormat
 from chatloom.chat.templates import CHATLOOM_TEMPLATE
 from chatloom.engine.engine import Engine
 from chatloom.engine.language_model import LanguageModel
+from chatloom.feedback.store import Store
 from chatloom.server.app import Settings, create_app
 from chatloom.server.served import ServedModels
 from chatloom.testing.engine import ScriptedEngine
@@ -80,10 +83,17 @@ def run_server(app: FastAPI) -> Iterator[str]:
 
 @contextlib.contextmanager
 def serve(
-    models: dict[str, LanguageModel], *, store: Any = None, settings: Settings | None = None, **options: Any
+    models: dict[str, LanguageModel], *, store: Store | None = None, settings: Settings | None = None, **options: Any
 ) -> Iterator[Running]:
-    """Serve models by name until the end of the block; `options` are those of ServedModels."""
+    """Serve models by name until the end of the block; `options` are those of ServedModels.
+
+    The store is one that lasts as long, where none is given.
+    """
     served = ServedModels(models, **options)
-    app = create_app(served, store, settings)
-    with run_server(app) as base_url:
+    with contextlib.ExitStack() as stack:
+        if store is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            store = stack.enter_context(Store.open(Path(folder) / "feedback.db"))
+        app = create_app(served, store, settings)
+        base_url = stack.enter_context(run_server(app))
         yield Running(base_url, app, served)
