@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class Running:
     app: FastAPI
     models: ServedModels
 
-    @property
+    @cached_property
     def client(self) -> openai.OpenAI:
         """The official client, which does not try again."""
         return openai.OpenAI(base_url=f"{self.base_url}/v1", api_key="none", max_retries=0, timeout=30)
