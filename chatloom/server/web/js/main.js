@@ -90,8 +90,11 @@ async function start() {
   } });
   try {
     state.me = await api.me();
-    if (signIn) return;
     configure({ csrf: state.me.csrf });
+    if (!state.me.signed_in) {
+      fill(document.body, signInView());
+      return;
+    }
     state.models = (await api.models()).models;
   } catch (error) {
     if (error.status !== 401) {
