@@ -19,7 +19,7 @@ PAGE_SIZE = 50
 MAX_ANSWERS = 8  # asked for at once
 MAX_TITLE = 60  # characters that a conversation's first message gives it as a title
 
-router = APIRouter(tags=["page"])
+router = APIRouter(include_in_schema=False)  # the page's own, which may change with it
 
 
 # --- models and conversations -------------------------------------------------------------------------------------

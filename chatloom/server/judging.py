@@ -11,14 +11,14 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from chatloom.feedback.export import export
+from chatloom.feedback.export import Wanted, export
 from chatloom.feedback.records import KINDS, Message
 from chatloom.feedback.statistics import statistics
 from chatloom.feedback.store import Store
 from chatloom.server import errors
 from chatloom.server.page_state import Id, Page, found, page_of, person_of
 
-router = APIRouter(tags=["page"])
+router = APIRouter(include_in_schema=False)  # the page's own, which may change with it
 MAX_EXAMPLES = 8  # pairs that the loop shows
 MAX_SHOWN = 600  # characters of each text there
 
@@ -122,7 +122,6 @@ async def loop(request: Request) -> dict[str, Any]:
 
 def _figures(store: Store, with_texts: bool) -> dict[str, Any]:
     counted = statistics(store)
-    pairs = export(store, "pairs").rows if with_texts else []
     shares = {name: each for name, each in counted.agreement.items() if each.share is not None}
     judged = sum(each.num_units for each in shares.values())
     agreeing = sum(each.num_units * (each.share or 0.0) for each in shares.values())
@@ -142,12 +141,23 @@ def _figures(store: Store, with_texts: bool) -> dict[str, Any]:
         "rows": counted.trainable["reward"].rows,
         "notes": list(counted.trainable["reward"].notes),
         "texts": with_texts,
-        "examples": [_example(row) for row in pairs[-MAX_EXAMPLES:][::-1]],
+        "examples": _examples(store) if with_texts else [],
         "commands": [
-            f"chatloom feedback export --database {shlex.quote(store.place)} --to reward --out feedback.jsonl",
+            f"chatloom feedback export --database {shlex.quote(store.place)} --to reward --output feedback.jsonl",
             "chatloom reward --model MODEL --data feedback.jsonl --output-dir runs/reward",
         ],
     }
+
+
+def _examples(store: Store) -> list[dict[str, str]]:
+    """Of the newest comparisons some pairs, no more than two of a prompt."""
+    times = [each.created for kind in KINDS if kind != "rating" for each in store.feedback(kind)]
+    rows: list[dict[str, str]] = []
+    newest = Wanted(since=sorted(times)[-MAX_EXAMPLES:][0]) if times else Wanted()
+    for row in map(_example, export(store, "pairs", newest).rows):
+        if sum(other["prompt"] == row["prompt"] for other in rows) < 2:
+            rows.append(row)
+    return rows[:MAX_EXAMPLES]
 
 
 def _example(row: dict[str, Any]) -> dict[str, str]:

@@ -38,7 +38,7 @@ function build() {
   app.append(sidebar.element, veil, middle);
   fill(document.body,
     h("a.skip", { href: "#composer", onclick: (event) => { event.preventDefault(); composer.area.focus(); } }, t("skip")),
-    app, h("div", { id: "toasts" }), h("div.unseen", { id: "announcer", "aria-live": "polite" }));
+    app, h("section", { id: "toasts", "aria-label": t("notices") }), h("div.unseen", { id: "announcer", "aria-live": "polite" }));
   app.classList.toggle("folded", narrow.matches || !settings.sidebar);
   parts = { app, fold, thread, sidebar, composer, middle, topbar };
 }

@@ -1,5 +1,6 @@
 export default {
   appName: "Chatloom",
+  notices: "Notices",
   skip: "Skip to the conversation",
   conversations: "Conversations",
   newChat: "New chat",

@@ -1,5 +1,6 @@
 export default {
   appName: "Chatloom",
+  notices: "通知",
   skip: "跳到对话",
   conversations: "对话",
   newChat: "新对话",
