@@ -85,7 +85,7 @@ async def several(served: Served, prompt: Sequence[int], sampling: SamplingParam
     try:
         for sample in range(count):
             own = sampling if sample == 0 else replace(sampling, seed=sample_seed(sampling.seed, sample))
-            begun.append(await generate(served, prompt, own))
+            begun.append(await generate(served, prompt, own, paid=sample > 0))
     except BaseException:
         give_up(begun)
         raise

@@ -6,13 +6,14 @@ then the routes. Errors leave as OpenAI's (`errors`).
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI
 
 import chatloom
-from chatloom.server import errors, openai
+from chatloom.server import errors, openai, security
+from chatloom.server.security import SecurityConfig
 from chatloom.server.served import ServedModels
 
 
@@ -24,6 +25,8 @@ class Settings:
     host: str = "127.0.0.1"
     # How long running answers may go on after the server was told to end.
     drain_seconds: float = 30.0
+    # Who may use it, and how much.
+    security: SecurityConfig = field(default_factory=SecurityConfig)
 
 
 def create_app(models: ServedModels, store: Any = None, settings: Settings | None = None) -> FastAPI:
@@ -41,7 +44,8 @@ def create_app(models: ServedModels, store: Any = None, settings: Settings | Non
     app.state.models, app.state.store, app.state.settings = models, store, settings or Settings()
     errors.install(app)
     app.include_router(openai.router)
-    # responses (tools), page (page); guard and limits (security) come here.
+    # responses (tools), page (page) come here.
+    security.install(app, database=store, host=app.state.settings.host, config=app.state.settings.security)
 
     @app.get("/health")
     async def health() -> dict[str, str]:

@@ -13,6 +13,7 @@ from secrets import randbits
 from typing import TYPE_CHECKING, Protocol
 
 from chatloom.engine.request import MAX_SEED, AnyEngine, Completion, SamplingParams
+from chatloom.server import limits
 
 if TYPE_CHECKING:
     from chatloom.server.served import Served
@@ -71,6 +72,7 @@ class Generation:
     def __init__(self, bridge: "Bridge", stream: EngineStream, num_prompt: int, sampling: SamplingParams) -> None:
         self._bridge, self._stream = bridge, stream
         self._news = asyncio.Event()
+        self._meter = limits.meter()
         self.num_prompt = num_prompt
         self.sampling = sampling  # with the seed that was drawn, where none was given
         self.started = time.monotonic()
@@ -128,6 +130,7 @@ class Generation:
             self.first_seconds = now
         if ended and self.seconds is None:
             self.seconds = now
+            self._meter.spend(len(self.completion.tokens))
             self._bridge.end(self)
 
     def wake(self) -> None:
@@ -203,17 +206,23 @@ class Bridge:
             generation.wake()
 
 
-async def generate(served: "Served", prompt: Sequence[int], sampling: SamplingParams) -> Generation:
+async def generate(
+    served: "Served", prompt: Sequence[int], sampling: SamplingParams, *, paid: bool = False
+) -> Generation:
     """Begin an answer of a served model.
 
     Args:
         served: whose adapter, if it is one, takes the place of the sampling's.
         prompt: its tokens.
         sampling: for one answer; a seed is drawn where none is given, and `Generation.sampling` has it.
+        paid: this prompt counts already against the key's limits, for another answer of the same request.
 
     Raises:
+        APIError: 429, the key has not got as many tokens left.
         ValueError: a prompt that is empty or too long, a token or grammar that there is not.
         Overloaded: as many wait as may; send it again later.
     """
+    if not paid:
+        limits.meter().admit(len(prompt))
     seed = randbits(63) & MAX_SEED if sampling.seed is None else sampling.seed
     return await served.bridge.submit(prompt, replace(sampling, seed=seed, adapter=served.adapter))

@@ -17,6 +17,7 @@ from chatloom.chat.templates import CHATLOOM_TEMPLATE
 from chatloom.engine.engine import Engine
 from chatloom.engine.language_model import LanguageModel
 from chatloom.server.app import Settings, create_app
+from chatloom.server.bodies import uvicorn_options
 from chatloom.server.served import ServedModels
 from chatloom.testing.engine import ScriptedEngine
 from chatloom.testing.models import tiny_llama
@@ -62,7 +63,9 @@ class Running:
 def run_server(app: FastAPI) -> Iterator[str]:
     """Serve an app in a thread; gives its address."""
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=2))
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=2, **uvicorn_options())
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:
