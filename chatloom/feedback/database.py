@@ -20,6 +20,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, 
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from chatloom.feedback import migrations
+from chatloom.feedback.tables import TEXTUAL
 
 BUSY_SECONDS = 30.0
 _SQLITE_MAGIC = b"SQLite format 3\0"
@@ -93,14 +94,23 @@ class Database:
             yield connection
 
     def erase(self) -> None:
-        """Make sure that what was deleted is in no file any more: not in free space, not in the log."""
+        """Make sure that what was deleted is in no file of the database any more: not in free space, not in the log.
+
+        PostgreSQL rewrites its tables; its own write-ahead log and backups are its administrator's. Raises OSError if
+        another program's long reading holds on to the log of SQLite.
+        """
         with self._in_words(), self._turn, self._autocommit() as connection:
-            if self.on_sqlite:
-                # Cells that moved between pages leave copies behind in unused space, which only VACUUM rewrites.
-                connection.execute(text("VACUUM"))
-                connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
-            else:
-                connection.execute(text("VACUUM FULL"))
+            if not self.on_sqlite:
+                connection.execute(text(f"VACUUM FULL {', '.join(TEXTUAL)}"))
+                return
+            # Cells that moved between pages leave copies behind in unused space, which only VACUUM rewrites.
+            connection.execute(text("VACUUM"))
+            if connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)")).one()[0]:
+                raise OSError(
+                    errno.EBUSY,
+                    f"{self.place}: what was deleted is gone, but its bytes are in {self.place}-wal for as long as "
+                    "another program reads the database; stop that program and delete something again",
+                )
 
     @contextmanager
     def _autocommit(self) -> Iterator[Connection]:

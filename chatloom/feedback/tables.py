@@ -195,3 +195,6 @@ requests = Table(
     Column("seconds", Double, nullable=False),
     Index("requests_of_time", "created"),
 )
+
+# The tables that hold what people and models said.
+TEXTUAL = tuple(each.name for each in (conversations, messages, made, ratings, pairs, rankings, ranked, edits))
