@@ -17,7 +17,7 @@ from secrets import token_hex
 from typing import Any, Self
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, StatementError
 
 from chatloom.feedback import migrations
 from chatloom.feedback.tables import TEXTUAL
@@ -47,13 +47,15 @@ class Database:
         server that cannot be reached; OSError for a full disk.
         """
         url = _url(location)
+        # Errors go to logs, and what people said does not.
+        options: dict[str, Any] = {"pool_size": 8, "max_overflow": 56, "hide_parameters": True}
         if url.get_backend_name() == "sqlite":
             _check_file(Path(url.database or ""))
-            engine = create_engine(url, pool_size=8, max_overflow=56)
+            engine = create_engine(url, **options)
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
         else:
-            engine = create_engine(url, pool_size=8, max_overflow=56, pool_pre_ping=True)
+            engine = create_engine(url, **options, pool_pre_ping=True)
         database = cls(
             engine, url.render_as_string(hide_password=True) if engine.dialect.name != "sqlite" else str(url.database)
         )
@@ -124,6 +126,8 @@ class Database:
             yield
         except DBAPIError as error:
             raise in_words(error, self.place) from error
+        except StatementError as error:  # a value that a column cannot hold
+            raise (error.orig or error) from None
 
 
 def in_words(error: DBAPIError, place: str) -> Exception:

@@ -144,7 +144,7 @@ def version_of(connection: Connection) -> int | None:
 
 
 def migrate(connection: Connection, place: str, *, to: int | None = None) -> None:
-    """Bring a database to version `to` (None: the newest), within the transaction that `connection` has begun for writing.
+    """Bring a database to version `to` (None: the newest), within the writing transaction of `connection`.
 
     Raises ValueError for a database of a newer version and for one that is not Chatloom's; `place` names it.
     """
