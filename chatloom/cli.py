@@ -32,6 +32,7 @@ VERBS = {
     "chat": ("chatloom.stages.chat", "talk to a model in the terminal"),
     "accounts": ("chatloom.server.accounts_command", "users and API keys: who may use a server"),
     "doctor": ("chatloom.stages.doctor", "say what a model is, check it, and estimate the memory it takes"),
+    "feedback": ("chatloom.feedback.command", "show what people thought of answers, and export it as training data"),
     "export": ("chatloom.stages.export", "write a model as a Hugging Face folder or a GGUF file"),
 }
 _TAKE_A_REF = ("chat", "export", "doctor")  # `chatloom chat REF` is `chatloom chat --model REF`
