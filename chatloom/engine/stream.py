@@ -63,7 +63,8 @@ class Stream:
         known = len(row.logprobs)  # they come last
         top = [*row.top_logprobs[:known]] or None
         text = "".join([*row.kept])
-        return Completion(text, row.answer[:known], row.logprobs[:known], row.reason or "cancelled", top)
+        scores = row.prompt_logprobs, None if row.prompt_logprobs is None else row.prompt_top_logprobs
+        return Completion(text, row.answer[:known], row.logprobs[:known], row.reason or "cancelled", top, *scores)
 
     def result(self) -> Completion:
         """The whole completion; waits for its end. Raises what went wrong with the model."""

@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from chatloom.engine.grammar import Grammar
 from chatloom.engine.request import MAX_SEED, SamplingParams, sample_seed
-from chatloom.server import errors
+from chatloom.server import errors, note
 from chatloom.server.events import gone
 from chatloom.server.generation import Generation, generate
 from chatloom.server.schemas import FinishReason, PromptDetails, Sampled, Usage
@@ -52,6 +52,8 @@ def sampling_of(
     grammar: Grammar | None = None,
 ) -> SamplingParams:
     """A request's parameters, OpenAI's defaults in place of what was not given. ValueError for what cannot be had."""
+    if (one := note.current()) is not None:
+        one.stream = bool(body.stream)
     most = min(served.context_length, UNBOUNDED)
     return SamplingParams(
         max_tokens=most if max_tokens is None else max(1, min(max_tokens, most)),
@@ -85,7 +87,7 @@ async def several(served: Served, prompt: Sequence[int], sampling: SamplingParam
     try:
         for sample in range(count):
             own = sampling if sample == 0 else replace(sampling, seed=sample_seed(sampling.seed, sample))
-            begun.append(await generate(served, prompt, own, paid=sample > 0))
+            begun.append(await generate(served, prompt, own, again=sample > 0))
     except BaseException:
         give_up(begun)
         raise
@@ -147,14 +149,14 @@ def reason_of(generation: Generation) -> FinishReason:
     return reason
 
 
-def usage_of(generations: Sequence[Generation], *, prompts: Sequence[int] | None = None) -> Usage:
-    """What answers used; a prompt that several share counts once. `prompts` are the lengths where there are several."""
-    read = generations[0].num_prompt if prompts is None else sum(prompts)
+def usage_of(generations: Sequence[Generation], firsts: Sequence[Generation] | None = None) -> Usage:
+    """What answers used: a prompt counts once, with the first of its answers (`firsts`, or the first of all)."""
+    firsts = generations[:1] if firsts is None else firsts
+    read = sum(each.num_prompt for each in firsts)
     written = sum(len(each.completion.tokens) for each in generations)
-    cached = min(read, max(each.num_cached for each in generations[:1]))
     return Usage(
         prompt_tokens=read,
         completion_tokens=written,
         total_tokens=read + written,
-        prompt_tokens_details=PromptDetails(cached_tokens=cached),
+        prompt_tokens_details=PromptDetails(cached_tokens=sum(each.num_cached for each in firsts)),
     )

@@ -158,7 +158,7 @@ class _Answer:
                 yield event(self._head() | {"choices": [], "usage": answering.usage_of(self.generations).model_dump()})
             yield DONE
         except Exception as error:
-            yield event(errors.of(error).body)
+            yield event(errors.of(error).told())
         finally:
             answering.give_up(self.generations)
 

@@ -15,6 +15,8 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from chatloom.engine.request import Overloaded
+from chatloom.engine.runner import NotFinite
+from chatloom.server import note
 
 RETRY_SECONDS = 1
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -60,6 +62,12 @@ class APIError(Exception):
         found = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return {"error": {name: _sound(value) for name, value in found.items()}}
 
+    def told(self) -> dict[str, Any]:
+        """The body, for the client and, by its code, for the log."""
+        if (one := note.current()) is not None:
+            one.error = self.code or self.type
+        return self.body
+
     def response(self) -> JSONResponse:
         """As an answer."""
         headers = {}
@@ -67,7 +75,7 @@ class APIError(Exception):
             headers["Retry-After"] = str(max(1, round(self.retry_after)))
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return JSONResponse(self.body, status_code=self.status, headers=headers)
+        return JSONResponse(self.told(), status_code=self.status, headers=headers)
 
 
 def invalid(message: str, *, param: str | None = None, code: str | None = None) -> APIError:
@@ -102,6 +110,8 @@ def of(error: Exception) -> APIError:
         return error
     if isinstance(error, Overloaded):
         return APIError(503, str(error), code="overloaded", retry_after=RETRY_SECONDS)
+    if isinstance(error, NotFinite):
+        return APIError(500, str(error), code="model_damaged")
     if isinstance(error, ValueError):
         return invalid(str(error))
     return APIError(500, "The server had an error while processing your request; its log has this request's id.")
@@ -138,8 +148,10 @@ def install(app: FastAPI) -> None:
 
 
 def of_validation(problems: Sequence[Any]) -> APIError:
-    """What pydantic found, the first of it, as OpenAI says it."""
-    first = problems[0]
+    """What pydantic found, as OpenAI says it: the first of it, and of a choice the case that came the farthest."""
+    first = max(
+        (each for each in problems if each["loc"][:2] == problems[0]["loc"][:2]), key=lambda each: len(each["loc"])
+    )
     kind = str(first["type"])
     place = [str(part) for part in first["loc"] if not _PARTS.match(str(part))]
     if kind == "json_invalid":
@@ -187,3 +199,8 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         503: "No room at the moment; the header Retry-After says when to ask again.",
     }.items()
 }
+
+
+def only(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Of `RESPONSES` those that a route may answer."""
+    return {status: RESPONSES[status] for status in statuses}

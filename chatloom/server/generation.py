@@ -12,8 +12,8 @@ from dataclasses import replace
 from secrets import randbits
 from typing import TYPE_CHECKING, Protocol
 
-from chatloom.engine.request import MAX_SEED, AnyEngine, Completion, SamplingParams
-from chatloom.server import limits
+from chatloom.engine.request import MAX_SEED, AnyEngine, Completion, Load, SamplingParams
+from chatloom.server import limits, note
 
 if TYPE_CHECKING:
     from chatloom.server.served import Served
@@ -53,6 +53,10 @@ class ServingEngine(AnyEngine, Protocol):
     def adapters(self) -> tuple[str, ...]:
         """The names that `SamplingParams.adapter` may have."""
 
+    @property
+    def load(self) -> Load:
+        """How much is under way."""
+
     def submit(self, prompt: Sequence[int], sampling: SamplingParams = ...) -> EngineStream:
         """Let a request join those under way."""
 
@@ -72,13 +76,14 @@ class Generation:
     def __init__(self, bridge: "Bridge", stream: EngineStream, num_prompt: int, sampling: SamplingParams) -> None:
         self._bridge, self._stream = bridge, stream
         self._news = asyncio.Event()
-        self._meter = limits.meter()
+        self._cancelled = False
         self.num_prompt = num_prompt
         self.sampling = sampling  # with the seed that was drawn, where none was given
         self.started = time.monotonic()
         self.first_seconds: float | None = None  # from the start to the first token that was seen
         self.seconds: float | None = None  # and to the end
         self.error: Exception | None = None
+        self._noted, self._meter = note.current(), limits.meter()  # of the request that asked
 
     def __aiter__(self) -> AsyncIterator[str]:
         return self
@@ -87,7 +92,8 @@ class Generation:
         """The next piece of text. Raises what went wrong with the model; a cancelled reader cancels the request."""
         try:
             while True:
-                last = self._stream.finished  # first: what came before the end is there when the end is seen
+                # First: what came before the end is there when the end is seen.
+                last = self._cancelled or self._stream.finished
                 piece = self._stream.take()
                 if piece or (last and self.seconds is None):
                     self._note(last)
@@ -120,9 +126,11 @@ class Generation:
         return self._stream.num_cached
 
     def cancel(self) -> None:
-        """End the request and give its memory back; no harm where it has ended."""
+        """End the request, give its memory back, and let its reader see the end; no harm where it has ended."""
+        self._cancelled = True
         self._stream.cancel()
         self._note(True)
+        self._news.set()
 
     def _note(self, ended: bool) -> None:
         now = time.monotonic() - self.started
@@ -130,7 +138,13 @@ class Generation:
             self.first_seconds = now
         if ended and self.seconds is None:
             self.seconds = now
-            self._meter.spend(len(self.completion.tokens))
+            num_tokens = len(self.completion.tokens)
+            self._meter.spend(num_tokens)
+            if self._noted is not None:
+                self._noted.num_tokens += num_tokens
+                self._noted.finish_reason = "error" if self.error else self.completion.finish_reason
+                if self._noted.first_token_seconds is None:
+                    self._noted.first_token_seconds = self.first_seconds
             self._bridge.end(self)
 
     def wake(self) -> None:
@@ -161,10 +175,14 @@ class Bridge:
         self._deaf = self.engine.listen(self._ring)
         self.engine.start()
 
-    def stop(self) -> None:
-        """Cancel what is under way and end the engine's thread."""
+    def cancel(self) -> None:
+        """Cancel what is under way; those who read it see its end."""
         for generation in tuple(self._live):
             generation.cancel()
+
+    def stop(self) -> None:
+        """Cancel what is under way and end the engine's thread."""
+        self.cancel()
         if self._deaf is not None:
             self._deaf()
         self.engine.stop()
@@ -207,7 +225,7 @@ class Bridge:
 
 
 async def generate(
-    served: "Served", prompt: Sequence[int], sampling: SamplingParams, *, paid: bool = False
+    served: "Served", prompt: Sequence[int], sampling: SamplingParams, *, again: bool = False
 ) -> Generation:
     """Begin an answer of a served model.
 
@@ -215,14 +233,17 @@ async def generate(
         served: whose adapter, if it is one, takes the place of the sampling's.
         prompt: its tokens.
         sampling: for one answer; a seed is drawn where none is given, and `Generation.sampling` has it.
-        paid: this prompt counts already against the key's limits, for another answer of the same request.
+        again: another answer of a prompt that counts once.
 
     Raises:
-        APIError: 429, the key has not got as many tokens left.
         ValueError: a prompt that is empty or too long, a token or grammar that there is not.
         Overloaded: as many wait as may; send it again later.
+        APIError: the caller has used up their tokens.
     """
-    if not paid:
-        limits.meter().admit(len(prompt))
     seed = randbits(63) & MAX_SEED if sampling.seed is None else sampling.seed
+    if not again:
+        limits.meter().admit(len(prompt))
+    if (one := note.current()) is not None:
+        one.model, one.adapter = served.parent or served.name, served.adapter
+        one.num_prompt_tokens += 0 if again else len(prompt)
     return await served.bridge.submit(prompt, replace(sampling, seed=seed, adapter=served.adapter))

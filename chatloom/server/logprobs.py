@@ -1,7 +1,8 @@
 """Log-probabilities of an answer as OpenAI gives them, token by token.
 
-A token that ends the answer and one that a stop string cut off are no part of its text and are left out. A token may
-be a part of a character: its `token` then has U+FFFD in it, and `bytes` has what it is.
+A token may be a part of a character: its `token` then has U+FFFD in it, and `bytes` has what it is. In a chat the
+tokens that end an answer, or that a stop string cut off, are no part of it and are left out; a completion lists every
+token that was generated, which those who score texts by `echo` count on.
 """
 
 import json
@@ -10,7 +11,7 @@ from functools import cached_property
 
 from chatloom.engine.request import Completion
 from chatloom.server.generation import Generation
-from chatloom.server.schemas import Likely, TokenLogprob
+from chatloom.server.schemas import Likely, TextLogprobs, TokenLogprob
 from chatloom.tokenizers.bpe import Tokenizer
 
 
@@ -23,6 +24,13 @@ class TokenTexts:
     def text(self, token: int) -> str:
         """As a reader would see it."""
         return self.tokenizer.token(token)
+
+    def name(self, token: int) -> str:
+        """Its text, or `bytes:\\xe2\\x80` where that would not tell it from others."""
+        text = self.text(token)
+        if "\ufffd" not in text:
+            return text
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in self.bytes(token))
 
     def bytes(self, token: int) -> list[int]:
         """Its UTF-8, or the part of a character that it is."""
@@ -69,6 +77,34 @@ class Noted:
 
     def _likely(self, token: int, logprob: float) -> Likely:
         return Likely(token=self._texts.text(token), logprob=finite(logprob), bytes=self._texts.bytes(token))
+
+
+def text_logprobs(
+    texts: TokenTexts,
+    tokens: Sequence[int],
+    logprobs: Sequence[float | None],
+    top: Sequence[Sequence[tuple[int, float]]] | None,
+    *,
+    offset: int,
+) -> TextLogprobs:
+    """Tokens and their log-probabilities as lists; the first token begins at character `offset` of the text."""
+    offsets, end = [], offset
+    for token in tokens:
+        offsets.append(end)
+        end += len(texts.tokenizer.decode([token]))
+    likely: list[dict[str, float] | None] = []
+    for place, (token, logprob) in enumerate(zip(tokens, logprobs)):
+        if logprob is None:
+            likely.append(None)
+            continue
+        pairs = () if top is None else top[place]
+        likely.append({texts.name(each): finite(value) for each, value in (*pairs, (token, logprob))})
+    return TextLogprobs(
+        tokens=[texts.name(token) for token in tokens],
+        token_logprobs=[None if logprob is None else finite(logprob) for logprob in logprobs],
+        top_logprobs=likely,
+        text_offset=offsets,
+    )
 
 
 def finite(logprob: float) -> float:

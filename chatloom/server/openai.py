@@ -2,12 +2,13 @@
 
 from fastapi import APIRouter, Request
 
-from chatloom.server import answering, chat_completions, errors
+from chatloom.server import answering, chat_completions, completions, errors
 from chatloom.server.schemas import ModelCard, ModelList
 from chatloom.server.served import Served
 
 router = APIRouter()
 router.include_router(chat_completions.router)
+router.include_router(completions.router)
 
 
 @router.get("/v1/models", responses=errors.RESPONSES)

@@ -51,17 +51,20 @@ class Served:
         """The tokens that ask for the next answer of a conversation. APIError where they leave no room for one."""
         self._refuse_endless(sum(len(message.content) for message in messages), "messages")
         tokens = await asyncio.to_thread(self.format.prompt, tuple(messages))
-        if len(tokens) >= self.context_length:
-            raise errors.context_exceeded(self.context_length, len(tokens))
+        self.refuse_long(tokens, "messages")
         return tokens
 
     async def text_tokens(self, text: str) -> list[int]:
         """The tokens of a prompt that is no conversation, as `LanguageModel.generate` has it. Errors as above."""
         self._refuse_endless(len(text), "prompt")
         tokens = self.tokenizer.document_start + await asyncio.to_thread(self.tokenizer.encode, text)
-        if len(tokens) >= self.context_length:
-            raise errors.context_exceeded(self.context_length, len(tokens), param="prompt")
+        self.refuse_long(tokens, "prompt")
         return tokens
+
+    def refuse_long(self, tokens: Sequence[int], param: str) -> None:
+        """APIError for tokens that leave no room for an answer."""
+        if len(tokens) >= self.context_length:
+            raise errors.context_exceeded(self.context_length, len(tokens), param=param)
 
     def _refuse_endless(self, num_characters: int, param: str) -> None:
         """Text of which it is known before it is tokenised that it does not fit."""
@@ -131,6 +134,11 @@ class ServedModels(Mapping[str, Served]):
             if served.adapter is None:
                 served.bridge.on_end = None if on_end is None else _named(on_end, served)
                 served.bridge.start()
+
+    def cancel(self) -> None:
+        """Cancel what is under way."""
+        for bridge in self._bridges:
+            bridge.cancel()
 
     def stop(self) -> None:
         """Cancel what is under way and stop all engines."""

@@ -16,7 +16,7 @@ from chatloom.server import guard
 from chatloom.server.accounts import PERMISSIONS, SESSION_SECONDS, Accounts, Key, Principal, User
 from chatloom.server.errors import APIError
 from chatloom.server.limits import Limits
-from chatloom.server.passwords import LONGEST
+from chatloom.server.passwords import LONGEST, LoginThrottle
 
 router = APIRouter(include_in_schema=False)
 
@@ -164,3 +164,8 @@ def _me(principal: Principal | None, token: str | None) -> dict[str, Any]:
         "may": [] if principal is None else [name for name in PERMISSIONS if principal.may(name)],
         "csrf": guard.csrf_token(None if principal is None else token),
     }
+
+
+def throttle() -> LoginThrottle:
+    """One for an application, at `app.state.login_throttle`."""
+    return LoginThrottle()

@@ -2,22 +2,25 @@
 
 import contextlib
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import openai
-import uvicorn
 from fastapi import FastAPI
 
 from chatloom.chat.render import ChatFormat
 from chatloom.chat.templates import CHATLOOM_TEMPLATE
 from chatloom.engine.engine import Engine
 from chatloom.engine.language_model import LanguageModel
+from chatloom.feedback.store import Store
 from chatloom.server.app import Settings, create_app
-from chatloom.server.bodies import uvicorn_options
+from chatloom.server.ending import Server
 from chatloom.server.served import ServedModels
 from chatloom.testing.engine import ScriptedEngine
 from chatloom.testing.models import tiny_llama
@@ -48,7 +51,7 @@ class Running:
     app: FastAPI
     models: ServedModels
 
-    @property
+    @cached_property
     def client(self) -> openai.OpenAI:
         """The official client, which does not try again."""
         return openai.OpenAI(base_url=f"{self.base_url}/v1", api_key="none", max_retries=0, timeout=30)
@@ -63,9 +66,7 @@ class Running:
 def run_server(app: FastAPI) -> Iterator[str]:
     """Serve an app in a thread; gives its address."""
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=2, **uvicorn_options())
-    )
+    server = Server(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:
@@ -83,10 +84,17 @@ def run_server(app: FastAPI) -> Iterator[str]:
 
 @contextlib.contextmanager
 def serve(
-    models: dict[str, LanguageModel], *, store: Any = None, settings: Settings | None = None, **options: Any
+    models: dict[str, LanguageModel], *, store: Store | None = None, settings: Settings | None = None, **options: Any
 ) -> Iterator[Running]:
-    """Serve models by name until the end of the block; `options` are those of ServedModels."""
+    """Serve models by name until the end of the block; `options` are those of ServedModels.
+
+    The store is one that lasts as long, where none is given.
+    """
     served = ServedModels(models, **options)
-    app = create_app(served, store, settings)
-    with run_server(app) as base_url:
+    with contextlib.ExitStack() as stack:
+        if store is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            store = stack.enter_context(Store.open(Path(folder) / "feedback.db"))
+        app = create_app(served, store, settings)
+        base_url = stack.enter_context(run_server(app))
         yield Running(base_url, app, served)

@@ -8,9 +8,10 @@ import openai
 import pytest
 
 from chatloom.feedback.store import Store
+from chatloom.server.accounts import ROLES
 from chatloom.server.app import Settings
+from chatloom.server.key_file import KeyFile
 from chatloom.server.limits import Limits
-from chatloom.server.security import SecurityConfig
 from chatloom.testing.serving import Running, tiny
 
 KEY = "sk-first-key-of-the-file"
@@ -27,8 +28,8 @@ def guarded(serving: Callable[..., Running], tmp_path: Path) -> Running:
         f"{KEY} name=ana\nsk-second-key-of-the-file name=ben tokens_per_minute=60\n"
         "sk-third-key-of-the-file requests_per_minute=2\n"
     )
-    config = SecurityConfig(api_key_file=tmp_path / "keys", limits=Limits(tokens_per_day=10_000))
-    return serving(tiny=tiny(), store=Store.open(tmp_path / "feedback.db"), settings=Settings(security=config))
+    settings = Settings(key_file=KeyFile(tmp_path / "keys", ROLES), limits=Limits(tokens_per_day=10_000))
+    return serving(tiny=tiny(), store=Store.open(tmp_path / "feedback.db"), settings=settings)
 
 
 def test_only_a_key_opens(guarded: Running) -> None:

@@ -10,9 +10,14 @@ from fastapi import FastAPI, Request
 from starlette.testclient import TestClient
 
 from chatloom.feedback.store import Store
-from chatloom.server import errors, passwords, security
-from chatloom.server.accounts import Accounts
-from chatloom.server.security import SecurityConfig
+from chatloom.server import errors, passwords, sign_in
+from chatloom.server.accounts import ROLES, Accounts
+from chatloom.server.app import Settings, create_app
+from chatloom.server.bodies import BodyLimits
+from chatloom.server.guard import Door, Guard
+from chatloom.server.key_file import KeyFile
+from chatloom.server.limits import RateLimits
+from chatloom.server.served import ServedModels
 
 PASSWORD = "correct horse battery"
 KEY = "sk-first-key-of-the-file"
@@ -29,10 +34,16 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield opened
 
 
-def app_of(store: Store, config: SecurityConfig, host: str = "127.0.0.1") -> FastAPI:
+def app_of(store: Store, key_file: Path | None = None, host: str = "127.0.0.1") -> FastAPI:
+    """As `create_app` joins them, without a model."""
     app = FastAPI()
     errors.install(app)
-    security.install(app, database=store, host=host, config=config)
+    accounts = Accounts(store, None if key_file is None else KeyFile(key_file, ROLES))
+    app.state.accounts, app.state.login_throttle = accounts, sign_in.throttle()
+    app.include_router(sign_in.router)
+    app.add_middleware(BodyLimits)
+    app.add_middleware(RateLimits)
+    app.add_middleware(Guard, accounts=accounts, door=Door(host))
 
     @app.get("/v1/models")
     @app.post("/v1/echo")
@@ -63,7 +74,7 @@ class Browser:
 
 @pytest.fixture
 def browser(store: Store) -> Callable[..., Browser]:
-    app = app_of(store, SecurityConfig())
+    app = app_of(store)
     return lambda **options: Browser(app, **options)
 
 
@@ -100,7 +111,7 @@ def test_in_and_out(browser: Callable[..., Browser], store: Store) -> None:
 
 def test_over_tls_the_cookie_is_secure(store: Store) -> None:
     Accounts(store).add_user("ana", password=PASSWORD)
-    ana = Browser(app_of(store, SecurityConfig(), "0.0.0.0"), "https://chat.example.com")
+    ana = Browser(app_of(store, host="0.0.0.0"), "https://chat.example.com")
     cookie = ana.login("ana").headers["set-cookie"]
     assert cookie.startswith("__Host-chatloom=")
     assert cookie.endswith("; HttpOnly; SameSite=Strict; Secure")
@@ -188,7 +199,7 @@ def test_an_administrators_accounts(browser: Callable[..., Browser], store: Stor
 
 def test_a_key_signs_in_where_there_are_only_keys(store: Store, tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(f"{KEY} name=ana\n")
-    app = app_of(store, SecurityConfig(api_key_file=tmp_path / "keys"))
+    app = app_of(store, tmp_path / "keys")
     ana = Browser(app)
     ana("GET", "/api/me")
     assert ana("POST", "/api/login", {"key": "sk-not-the-key-of-the-file"}).status_code == 401
@@ -203,11 +214,9 @@ def test_logins_that_make_no_sense(browser: Callable[..., Browser], body: Any) -
     assert browser()("POST", "/api/login", body).status_code in (400, 422)
 
 
-def test_a_server_that_would_be_open_does_not_start(store: Store, tmp_path: Path) -> None:
+def test_an_application_that_would_be_open_is_not_made(store: Store) -> None:
     with pytest.raises(ValueError, match="neither an API key nor a user"):
-        app_of(store, SecurityConfig(), "0.0.0.0")
-    with pytest.raises(ValueError, match="cannot be read"):
-        app_of(store, SecurityConfig(api_key_file=tmp_path / "none"))
+        create_app(ServedModels({}), store, Settings(door=Door("0.0.0.0")))
 
 
 def test_no_secret_is_logged_or_stored(store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -217,7 +226,7 @@ def test_no_secret_is_logged_or_stored(store: Store, tmp_path: Path, caplog: pyt
     folder.mkdir()
     (folder / "keys").write_text(f"{KEY} name=ana\n")
     Accounts(store).add_user("root", password=PASSWORD, role="admin")
-    app = app_of(store, SecurityConfig(api_key_file=folder / "keys"))
+    app = app_of(store, folder / "keys")
     root = Browser(app)
     token = root.login("root").headers["set-cookie"].split(";")[0].split("=")[1]
     made = root("POST", "/api/accounts/keys", {"owner": "root"}).json()["secret"]
