@@ -27,36 +27,7 @@ MAX_MARKDOWN = 200_000  # characters; a longer text is shown as it is
 _SCHEMES = {"http", "https", "mailto"}
 
 _TAGS = set(
-    [
-        "p",
-        "br",
-        "hr",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "strong",
-        "em",
-        "s",
-        "a",
-        "code",
-        "pre",
-        "span",
-        "div",
-        "ul",
-        "ol",
-        "li",
-        "blockquote",
-        "table",
-        "thead",
-        "tbody",
-        "tr",
-        "th",
-        "td",
-        "button",
-    ]
+    ["p", "br", "hr", "h1", "h2", "h3", "h4", "h5", "h6", "strong", "em", "s", "a", "code", "pre", "span", "div", "ul", "ol", "li", "blockquote", "table", "thead", "tbody", "tr", "th", "td", "button"]
 )
 _CLASSES = {"code", "code-bar", "code-language", "code-copy", "table", "image-link", "align-center", "align-right"}
 
