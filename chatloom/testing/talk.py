@@ -21,6 +21,7 @@ class Talk:
     def answer(
         self, question: Message, content: str, model: str = "tiny", status: Any = "done", **made: Any
     ) -> Message:
+        """The assistant answers; several answers to one question are branches."""
         made = {"sampling": {"temperature": 0.7}, "seed": 7, "prompt_tokens": [1, 2, 3], "tokens": [4, 5]} | made
         return self.store.add_message(
             self.conversation.id,
