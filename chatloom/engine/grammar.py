@@ -1,4 +1,4 @@
-"""What the text of an answer may be: JSON, JSON of a schema, a regular expression, one of some choices, a tool call.
+"""What the text of an answer may be: JSON, JSON of a schema, a regular expression, one of some choices, tool calls.
 
 Plain data that a request carries (`SamplingParams.grammar`). This file imports no torch and compiles nothing;
 `structured` does.
@@ -6,12 +6,17 @@ Plain data that a request carries (`SamplingParams.grammar`). This file imports 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
+
+from chatloom.chat.calls import CallForm
+from chatloom.chat.message import TOOL_NAME
 
 Kind = Literal["json", "json_schema", "regex", "choice", "tool_call"]
 
 MAX_CHARACTERS = 200_000  # of a schema or an expression: compiling one takes a second at most
+MAX_CALLS = 32  # of one answer: a small model that may go on calling often does
+_ANY_OBJECT = {"type": "object"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +75,58 @@ class Grammar:
             before: what a model is trained to write before the object, such as "<tool_call>\\n".
             after: and after it.
         """
-        if isinstance(tools, (str, Mapping)) or not tools:
-            raise ValueError(f"tools is {tools!r:.80}; give a list of one tool at least")
-        known: dict[str, Any] = {}
-        for index, tool in enumerate(tools):
-            inner = _mapping(f"tool {index}", tool)
-            inner = _mapping(f"tool {index}", inner.get("function", inner))
-            name = inner.get("name")
-            if not isinstance(name, str) or not name or name in known:
-                raise ValueError(f"the name of tool {index} is {name!r}; it must be a string that no other tool has")
-            known[name] = _mapping(f"parameters of tool {name!r}", inner.get("parameters", {"type": "object"}))
-        return cls("tool_call", _text("the tools", {"tools": known, "before": before, "after": after}))
+        form = CallForm(before + '{"name": "', '", "arguments": ', None, "}" + after)
+        return cls.tool_calls(tools, form, many=False)
+
+    @classmethod
+    def tool_calls(
+        cls,
+        tools: Sequence[Mapping[str, Any]],
+        form: CallForm,
+        *,
+        many: bool = True,
+        otherwise: Literal["text"] | Mapping[str, Any] | None = None,
+    ) -> "Grammar":
+        """Calls of some tools in the form that a chat format trains and reads, `ChatFormat.call_form`.
+
+        Args:
+            tools: see `tool_call`; the arguments are JSON as `json.dumps` lays it out.
+            form: what is written around names and arguments.
+            many: whether one answer may have several calls (MAX_CALLS at most).
+            otherwise: what may come instead of calls: nothing, "text" (any, also before them), or JSON of a schema.
+        """
+        if isinstance(otherwise, str) and otherwise != "text":
+            raise ValueError(f'otherwise is {otherwise!r:.80}; it must be None, "text" or a JSON schema')
+        if isinstance(otherwise, Mapping) and form.first.startswith("{"):
+            raise ValueError(
+                "this model's chat template writes tool calls as bare JSON, so an answer of a JSON schema could not be "
+                "told from a call; ask for one or the other"
+            )
+        asked = {
+            "tools": _parameters(tools),
+            "form": asdict(form),
+            "many": many and form.next is not None,
+            "otherwise": otherwise,
+        }
+        return cls("tool_call", _text("the tools", asked))
+
+
+def _parameters(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The schemas of the tools' parameters, by name."""
+    if isinstance(tools, (str, Mapping)) or not tools:
+        raise ValueError(f"tools is {tools!r:.80}; give a list of one tool at least")
+    known: dict[str, Any] = {}
+    for index, tool in enumerate(tools):
+        inner = _mapping(f"tool {index}", tool)
+        inner = _mapping(f"tool {index}", inner.get("function", inner))
+        name = inner.get("name")
+        if not isinstance(name, str) or not TOOL_NAME.fullmatch(name) or name in known:
+            raise ValueError(
+                f"the name of tool {index} is {name!r:.80}; it must be 1 to 64 of a-z, A-Z, 0-9, _ and -, and no "
+                "other tool's"
+            )
+        known[name] = _mapping(f"parameters of tool {name!r}", inner.get("parameters", _ANY_OBJECT))
+    return known
 
 
 def _mapping(what: str, value: Any) -> dict[str, Any]:
