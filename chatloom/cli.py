@@ -30,6 +30,7 @@ VERBS = {
     "ppo": ("chatloom.stages.ppo", "align a model with a reward model (PPO, PPO-ptx)"),
     "evaluate": ("chatloom.stages.evaluate", "compare models on held-out prompts and write the report"),
     "chat": ("chatloom.stages.chat", "talk to a model in the terminal"),
+    "accounts": ("chatloom.server.accounts_command", "users and API keys: who may use a server"),
     "doctor": ("chatloom.stages.doctor", "say what a model is, check it, and estimate the memory it takes"),
     "export": ("chatloom.stages.export", "write a model as a Hugging Face folder or a GGUF file"),
 }

@@ -30,7 +30,7 @@ from chatloom.engine.capacity import blocks_of_a_row, bytes_of_a_token, num_bloc
 from chatloom.engine.grammar import Grammar
 from chatloom.engine.lowered import Lowered, saves
 from chatloom.engine.multi_lora import Adapted, Adapters
-from chatloom.engine.request import GREEDY, Completion, Overloaded, Progress, SamplingParams
+from chatloom.engine.request import GREEDY, Completion, Load, Overloaded, Progress, SamplingParams
 from chatloom.engine.runner import NotFinite, Row, Runner
 from chatloom.engine.scheduler import Plan, Scheduler
 from chatloom.engine.speculative import Drafter, DraftModel, propose
@@ -118,6 +118,7 @@ class Engine:
         self._news = threading.Condition()  # told after every step
         self._work = threading.Event()  # told when there may be something to do
         self._worker: threading.Thread | None = None
+        self._listeners: tuple[Callable[[], None], ...] = ()
 
     @property
     def context_length(self) -> int:
@@ -235,6 +236,25 @@ class Engine:
             self._work.set()
             worker.join()
             self._tell()
+
+    def listen(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call back after every step, from the thread that computed it; returns what ends that.
+
+        It must be quick and raise nothing: the next step waits for it.
+        """
+
+        def end() -> None:
+            self._listeners = tuple(each for each in self._listeners if each is not callback)
+
+        self._listeners = (*self._listeners, callback)
+        return end
+
+    @property
+    def load(self) -> Load:
+        """How much is under way."""
+        blocks = self._scheduler.blocks
+        waiting = len(self._arrived) + self._scheduler.num_waiting
+        return Load(self._scheduler.num_running, waiting, blocks.num_blocks - blocks.num_available, blocks.num_blocks)
 
     def reset(self) -> None:
         """Forget everything computed: needed only after a change of weights that torch cannot see (`weights`)."""
@@ -500,6 +520,8 @@ class Engine:
     def _tell(self) -> None:
         with self._news:
             self._news.notify_all()
+        for listener in self._listeners:
+            listener()
 
     def _serve(self) -> None:
         """What the worker does: steps while there is work, and an error for everybody if one fails."""

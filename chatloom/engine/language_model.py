@@ -138,8 +138,8 @@ class LanguageModel:
         if isinstance(prompts, str):
             raise ValueError(f"prompts is the text {prompts!r:.60}; give a list, such as [text]")
         tokenizer = self.format_of(adapter).tokenizer
-        ends = [tokenizer.special[name] for name in (tokenizer.eos_token, tokenizer.end_of_turn_token) if name]
         more |= {"adapter": adapter}
+        ends = self.text_ends(adapter)
         sampling = _sampling(ends, max_tokens, temperature, top_k, top_p, seed, stop, grammar, more)
         return self.engine.generate([_raw(prompt, tokenizer) for prompt in prompts], sampling)
 
@@ -157,6 +157,12 @@ class LanguageModel:
     def save(self, folder: str | Path) -> None:
         """Write the folder in Hugging Face layout: transformers, vLLM and `chatloom.load` open it."""
         checkpoint.save_pretrained(Path(folder), self.model, self.chat_format)
+
+    def text_ends(self, adapter: str | None = None) -> tuple[int, ...]:
+        """The tokens that end a text which is no conversation: the end of text, and of a turn."""
+        tokenizer = self.format_of(adapter).tokenizer
+        names = (tokenizer.eos_token, tokenizer.end_of_turn_token)
+        return tuple(dict.fromkeys(tokenizer.special[name] for name in names if name))
 
     def format_of(self, adapter: str | None) -> ChatFormat:
         """The chat format that an adapter was trained with; None is the model's own."""

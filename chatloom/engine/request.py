@@ -74,6 +74,9 @@ class SamplingParams:
     length_penalty: float = 1.0
     # The name of an adapter that was given to the engine (`Engine.add_adapter`); None is the model as it is.
     adapter: str | None = None
+    # Also report the log-probability of each token of the prompt, and so many of the likeliest at its place; None
+    # reports none. Such a prompt is computed whole, whatever is remembered.
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         _whole("max_tokens", self.max_tokens, 1, None)
@@ -100,6 +103,8 @@ class SamplingParams:
             if not _is_number(value) or not -2 <= value <= 2:
                 raise _refusal(name, value, "from -2 to 2")
         _whole("top_logprobs", self.top_logprobs, 0, MAX_TOP_LOGPROBS)
+        if self.prompt_logprobs is not None:
+            _whole("prompt_logprobs", self.prompt_logprobs, 0, MAX_TOP_LOGPROBS, none="None for no log-probabilities")
         _whole("n", self.n, 1, MAX_SAMPLES)
         if self.best_of is not None:
             _whole("best_of", self.best_of, self.n, MAX_SAMPLES, none=f"None; it is at least n, {self.n}")
@@ -128,6 +133,7 @@ class SamplingParams:
             "best_of": self.best_of,
             "grammar": self.grammar,
             "top_logprobs": self.top_logprobs,
+            "prompt_logprobs": self.prompt_logprobs is not None,
             "a bias or penalty": self.changes_logits,
         }
         for name, value in excluded.items():
@@ -163,11 +169,26 @@ class Completion:
     finish_reason: FinishReason
     # At each place the `SamplingParams.top_logprobs` likeliest tokens, likeliest first; None if none were asked for.
     top_logprobs: list[list[tuple[int, float]]] | None = None
+    # Of each token of the prompt, by the plain logits; None for the first, which nothing predicts. None if none were
+    # asked for.
+    prompt_logprobs: list[float | None] | None = None
+    # And the `SamplingParams.prompt_logprobs` likeliest at its place.
+    prompt_top_logprobs: list[list[tuple[int, float]]] | None = None
 
     @property
     def mean_logprob(self) -> float:
         """What best-of goes by."""
         return sum(self.logprobs) / max(len(self.logprobs), 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How much an engine has under way."""
+
+    num_running: int
+    num_waiting: int
+    blocks_in_use: int  # of the cache, by those that run; what is only remembered is free
+    num_blocks: int
 
 
 class AnyEngine(Protocol):

@@ -25,6 +25,7 @@ from chatloom.models import Decoder
 from chatloom.nn.paged import Chunk
 
 Number = TypeVar("Number", int, float)
+_SCORED_ROWS = 256  # of a prompt's log-probabilities, (rows, V), at a time
 
 
 class NotFinite(ValueError):
@@ -47,6 +48,8 @@ class Row(Scheduled):
     uniforms: list[float] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
+    prompt_logprobs: list[float | None] | None = None  # of a prompt that is scored
+    prompt_top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list)
     pieces: deque[str] = field(default_factory=deque)  # of the text, not yet fetched
     kept: list[str] = field(default_factory=list)  # all pieces
     reason: FinishReason | None = None  # set when it has ended
@@ -75,6 +78,12 @@ class Row(Scheduled):
         if self.seed is not None:
             generator = torch.Generator().manual_seed(self.seed)
             self.uniforms = torch.rand(self.limit, generator=generator, dtype=torch.float32).tolist()
+
+    def score_prompt(self) -> None:
+        """Have the prompt's log-probabilities computed, for which nothing that is remembered will do."""
+        self.prompt_logprobs = [None] * (self.num_prompt - self.num_virtual)
+        self.prompt_top_logprobs = [[] for _ in self.prompt_logprobs]
+        self.space += f" scored {self.order}".encode()
 
     def take(self, token: int, logprob: float) -> bool:
         """Append one token; returns whether the row has ended with it."""
@@ -107,7 +116,8 @@ class Row(Scheduled):
         else:
             stopped = self.reason == "stop" and tokens[-1] in self.sampling.stop_tokens
             text = decode(tokens[:-1] if stopped else tokens)
-        return Completion(text, tokens, self.logprobs, self.reason, self.top_logprobs or None)
+        scores = self.prompt_logprobs, None if self.prompt_logprobs is None else self.prompt_top_logprobs
+        return Completion(text, tokens, self.logprobs, self.reason, self.top_logprobs or None, *scores)
 
     def _say(self, piece: str) -> None:
         if piece:
@@ -167,9 +177,12 @@ class Runner:
         guesses: list[int | None] = []  # what was guessed for the token before
         tokens, ends = list[int](), list[int]()
         guessed_for: dict[int, Row] = {}  # places in the plan
+        scored: list[tuple[Row, int, int]] = []  # whose prompt, and the slice of the step's tokens that predict it
         for place, (row, count) in enumerate(plan.chunks):
             assert isinstance(row, Row)
             start = row.num_computed
+            if row.prompt_logprobs is not None and start < row.num_prompt - 1:
+                scored.append((row, len(tokens), len(tokens) + min(count, row.num_prompt - 1 - start)))
             tokens += row.tokens[start : start + count] if count > 1 else (row.tokens[start],)
             guessed = row.drafted[: max(0, start + count - len(row.tokens))]
             if guessed:
@@ -181,7 +194,10 @@ class Runner:
                 ends += range(len(tokens) - 1 - len(guessed), len(tokens))
         masks = structured.begin([row.matcher for row in rows], guesses)  # computed beside the model
         self.cache.begin([chunk for row, count in plan.chunks for chunk in _chunks(row, count)])
-        logits = self._logits(model, tokens, ends)
+        logits = self._logits(model, tokens, ends + [place for _, *places in scored for place in range(*places)])
+        if scored:
+            logits, others = logits[: len(ends)], logits[len(ends) :]
+            _score(scored, others)
         if not rows:
             return rows
         self._sample(rows, guesses, logits, masks())
@@ -198,7 +214,7 @@ class Runner:
             assert model is self.model, "named adapters are not compiled"
             return self._fused.logits(tokens, ends, self.cache)
         hidden = model.hidden(torch.tensor([tokens], device=self._device), cache=self.cache)[0]  # (N, C)
-        if len(ends) < len(tokens):
+        if ends != [*range(len(tokens))]:
             hidden = hidden[torch.tensor(ends, dtype=torch.int64, device=self._device)]
         return model.logits(hidden)
 
@@ -317,6 +333,23 @@ def _changes(rows: Sequence[Row]) -> list[sampling.Change]:
             penalties = param.repetition_penalty, param.frequency_penalty, param.presence_penalty
             changes.append(sampling.Change(place, tuple(param.logit_bias), *penalties, list(seen), answered))  # type: ignore[arg-type]
     return changes
+
+
+def _score(scored: Sequence[tuple[Row, int, int]], logits: Tensor) -> None:
+    """Note the log-probabilities of the tokens of prompts, behind the ones whose logits (N, V) are given."""
+    for row, first, end in scored:
+        assert row.prompt_logprobs is not None
+        assert row.sampling.prompt_logprobs is not None
+        own, logits = logits[: end - first], logits[end - first :]
+        for place in range(0, len(own), _SCORED_ROWS):
+            every = sampling.logprobs_of(own[place : place + _SCORED_ROWS], 1)
+            start = row.num_computed + place + 1
+            tokens = torch.tensor(row.tokens[start : start + len(every)], device=every.device)
+            places = slice(start - row.num_virtual, start - row.num_virtual + len(every))
+            row.prompt_logprobs[places] = every.gather(1, tokens[:, None])[:, 0].tolist()
+            best = every.topk(min(row.sampling.prompt_logprobs, every.shape[1]), dim=1)
+            pairs = zip(best.indices.tolist(), best.values.tolist())
+            row.prompt_top_logprobs[places] = [list(zip(*each)) for each in pairs]
 
 
 def _note_likeliest(rows: Sequence[Row], logprobs: Tensor, most: int) -> None:

@@ -51,6 +51,7 @@ class Sequence:
     mark: int = 0  # so many first tokens are those of others who come with it; 0 where that is not known
     blocks: list[int] = field(default_factory=list)
     num_computed: int = 0
+    num_found: int = 0  # of the prompt, computed by others when it began
     drafted: list[int] = field(default_factory=list)  # guesses of what comes next, computed where there is room
     _named: int = 0  # whole blocks that have a name
     _parent: bytes = b""  # the name of the last of them
@@ -262,6 +263,8 @@ class Scheduler:
         if num_known < sequence.num_virtual:
             plan.fresh.append(sequence)
         sequence.num_computed = max(num_known, sequence.num_virtual)
+        if len(tokens) == sequence.num_prompt:
+            sequence.num_found = num_known
         sequence._named, sequence._parent = len(match.blocks), match.name
         sequence._stale = sequence._tail_named = False
         sequence._num_gone = 0

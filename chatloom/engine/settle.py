@@ -84,6 +84,8 @@ def settle(
             text=TextStream(decode, stop=params.stop) if follow or params.stop else None,
             matcher=None if params.grammar is None else matcher(params.grammar, params.stop_tokens),
         )
+        if params.prompt_logprobs is not None:
+            row.score_prompt()
         row.draw()
         rows.append(row)
     _mark(rows)

@@ -1,0 +1,77 @@
+"""Conversations that come from elsewhere, whole: each in one transaction, with the times that they had."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from sqlalchemy import insert
+
+from chatloom.feedback import tables as t
+from chatloom.feedback.database import Database, new_id, now, storable
+from chatloom.feedback.records import Conversation, Made, Role
+
+
+@dataclass(frozen=True, slots=True)
+class ComingMessage:
+    """A message of a conversation that is to be stored; `parent` is the number of an earlier one, None for a root."""
+
+    parent: int | None
+    role: Role
+    content: str
+    created: float
+    made: Made | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Coming:
+    """A conversation that is to be stored."""
+
+    title: str
+    system: str
+    created: float
+    updated: float
+    messages: Sequence[ComingMessage]
+
+
+class Imports(Database):
+    """The part of the store that takes whole conversations in."""
+
+    def import_conversation(self, coming: Coming, *, owner: str) -> Conversation | None:
+        """Store a conversation under new ids; None if it has no message. ValueError unless its turns alternate."""
+        if not coming.messages:
+            return None
+        made = Conversation(
+            new_id(now()),
+            owner,
+            storable(coming.title, "the title"),
+            storable(coming.system, "system"),
+            coming.created,
+            coming.updated,
+        )
+        ids: list[str] = []
+        rows, records = [], []
+        for index, message in enumerate(coming.messages):
+            _check_turn(coming.messages, index)
+            ids.append(new_id(now()))
+            row = {"id": ids[-1], "conversation": made.id, "role": message.role, "status": "done"}
+            row["parent"] = None if message.parent is None else ids[message.parent]
+            row["content"] = storable(message.content, "a message")
+            rows.append(row | {"created": message.created, "updated": message.created})
+            if message.made is not None:
+                record = {column.name: getattr(message.made, column.name, None) for column in t.made.c}
+                seed = message.made.seed
+                records.append(record | {"message": ids[-1], "seed": None if seed is None else str(seed)})
+        with self.writing() as connection:
+            connection.execute(insert(t.conversations).values(asdict(made)))
+            connection.execute(insert(t.messages), rows)
+            if records:
+                connection.execute(insert(t.made), records)
+        return made
+
+
+def _check_turn(messages: Sequence[ComingMessage], index: int) -> None:
+    message = messages[index]
+    before = None if message.parent is None else messages[message.parent].role
+    if message.parent is not None and not 0 <= message.parent < index:
+        raise ValueError(f"message {index} comes after message {message.parent}, which is not before it")
+    if before != {"user": None if message.parent is None else "assistant", "assistant": "user"}.get(message.role, ""):
+        raise ValueError(f"message {index} is of the {message.role} and comes after {before}; turns must alternate")

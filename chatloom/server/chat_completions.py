@@ -1,0 +1,258 @@
+"""/v1/chat/completions: a conversation in, the assistant's next turn out, whole or as it is written.
+
+`asked` turns a body into a prompt, a grammar and a reader; the reader turns the model's text into what clients see
+(text, or calls of tools: `tools`).
+"""
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from chatloom.chat.message import Message, Role
+from chatloom.engine.grammar import Grammar
+from chatloom.server import answering, errors, logprobs
+from chatloom.server.events import DONE, EventStream, event
+from chatloom.server.generation import Generation
+from chatloom.server.schemas import (
+    AnswerMessage,
+    ChatBody,
+    ChatChoice,
+    ChatCompletion,
+    ChatLogprobs,
+    ChatMessage,
+    FinishReason,
+    Part,
+    ToolCall,
+)
+from chatloom.server.served import Served
+
+router = APIRouter()
+
+
+class Reader(Protocol):
+    """Reads one answer as it comes."""
+
+    def push(self, piece: str) -> list[dict[str, Any]]:
+        """What clients see of a piece: deltas such as {"content": piece} or {"tool_calls": [...]}."""
+
+    def finish(self, reason: FinishReason) -> tuple[list[dict[str, Any]], FinishReason]:
+        """What is left to see, and why the answer ended."""
+
+
+class PlainReader:
+    """Text is text."""
+
+    def push(self, piece: str) -> list[dict[str, Any]]:
+        """The piece."""
+        return [{"content": piece}]
+
+    def finish(self, reason: FinishReason) -> tuple[list[dict[str, Any]], FinishReason]:
+        """Nothing is left."""
+        return [], reason
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a model."""
+
+    messages: tuple[Message, ...]
+    grammar: Grammar | None = None
+    reader: Callable[[], Reader] = PlainReader
+
+
+async def asked(body: ChatBody, served: Served) -> Asked:
+    """What a body asks. APIError or ValueError for what cannot be had."""
+    for name in ("tools", "functions", "response_format"):
+        given = getattr(body, name)
+        if given and given != {"type": "text"}:
+            raise errors.invalid(f"{name} is not supported.", param=name, code="unsupported_parameter")
+    return Asked(conversation_of(body.messages))
+
+
+@router.post("/v1/chat/completions", response_model=ChatCompletion, responses=errors.RESPONSES)
+async def create(body: ChatBody, request: Request) -> Response:
+    """The assistant's next turn."""
+    served = answering.models_of(request).find(body.model)
+    _check(body)
+    wanted = await asked(body, served)
+    prompt = await served.chat_tokens(wanted.messages)
+    sampling = answering.sampling_of(
+        body,
+        served,
+        max_tokens=body.max_completion_tokens or body.max_tokens,
+        stop_tokens=served.format.stop_tokens,
+        top_logprobs=body.top_logprobs or 0,
+        grammar=wanted.grammar,
+    )
+    generations = await answering.several(served, prompt, sampling, body.n or 1)
+    answer = _Answer(body, served, wanted, generations)
+    if body.stream:
+        return EventStream(answer.chunks())
+    whole = await answering.unless_gone(request, answer.whole())
+    return Response(whole.model_dump_json(exclude_unset=False), media_type="application/json")
+
+
+def _check(body: ChatBody) -> None:
+    if body.top_logprobs and not body.logprobs:
+        raise errors.invalid("'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs")
+    if body.stream_options is not None and not body.stream:
+        raise errors.invalid("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
+    if body.max_tokens is not None and body.max_completion_tokens is not None:
+        raise errors.invalid("Give 'max_completion_tokens' or 'max_tokens', not both.", param="max_tokens")
+    if body.max_tokens == 0:
+        raise errors.invalid("Invalid 'max_tokens': it must be at least 1.", param="max_tokens")
+
+
+class _Answer:
+    """The answers of one request."""
+
+    def __init__(self, body: ChatBody, served: Served, wanted: Asked, generations: Sequence[Generation]) -> None:
+        self.body, self.served, self.generations = body, served, generations
+        self.id, self.created = answering.new_id("chatcmpl-"), answering.now()
+        self.readers = [wanted.reader() for _ in generations]
+        self.noted = [logprobs.Noted(served.tokenizer, each) if body.logprobs else None for each in generations]
+
+    async def whole(self) -> ChatCompletion:
+        """When all is there."""
+        messages: list[list[dict[str, Any]]] = [[] for _ in self.generations]
+        async for number, piece in answering.merged(self.generations):
+            if piece is not None:
+                messages[number] += self.readers[number].push(piece)
+        choices = []
+        for number, (generation, noted) in enumerate(zip(self.generations, self.noted)):
+            rest, reason = self.readers[number].finish(answering.reason_of(generation))
+            content = None if noted is None else ChatLogprobs(content=noted.chat(ended=True))
+            message = joined([*messages[number], *rest])
+            choices.append(ChatChoice(index=number, message=message, logprobs=content, finish_reason=reason))
+        return ChatCompletion(
+            id=self.id,
+            created=self.created,
+            model=self.body.model,
+            choices=choices,
+            usage=answering.usage_of(self.generations),
+            system_fingerprint=self.served.revision,
+        )
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """As it comes. What goes wrong on the way is an event with an error."""
+        try:
+            for number in range(len(self.generations)):
+                yield self._chunk(number, {"role": "assistant", "content": "", "refusal": None})
+            async for number, piece in answering.merged(self.generations):
+                if piece is None:
+                    reason = answering.reason_of(self.generations[number])
+                    deltas, reason = self.readers[number].finish(reason)
+                else:
+                    deltas, reason = self.readers[number].push(piece), None
+                noted = self.noted[number]
+                fresh = None if noted is None else noted.chat(ended=piece is None)
+                for place, delta in enumerate(deltas):
+                    yield self._chunk(number, delta, noted=fresh if place == 0 else None)
+                if piece is None:
+                    yield self._chunk(number, {}, reason=reason, noted=None if deltas else fresh)
+            options = self.body.stream_options
+            if options is not None and options.include_usage:
+                yield event(self._head() | {"choices": [], "usage": answering.usage_of(self.generations).model_dump()})
+            yield DONE
+        except Exception as error:
+            yield event(errors.of(error).told())
+        finally:
+            answering.give_up(self.generations)
+
+    def _head(self) -> dict[str, Any]:
+        head = {
+            "id": self.id,
+            "object": "chat.completion.chunk",
+            "created": self.created,
+            "model": self.body.model,
+            "service_tier": "default",
+            "system_fingerprint": self.served.revision,
+        }
+        if self.body.stream_options is not None and self.body.stream_options.include_usage:
+            head["usage"] = None
+        return head
+
+    def _chunk(
+        self,
+        number: int,
+        delta: dict[str, Any],
+        *,
+        reason: FinishReason | None = None,
+        noted: Sequence[Any] | None = None,
+    ) -> bytes:
+        content = {"content": [each.model_dump() for each in noted], "refusal": None} if noted else None
+        choice = {"index": number, "delta": delta, "logprobs": content, "finish_reason": reason}
+        return event(self._head() | {"choices": [choice]})
+
+
+def joined(deltas: Sequence[dict[str, Any]]) -> AnswerMessage:
+    """The message that some deltas make."""
+    texts = [delta["content"] for delta in deltas if delta.get("content") is not None]
+    refusals = [delta["refusal"] for delta in deltas if delta.get("refusal") is not None]
+    calls: dict[int, dict[str, Any]] = {}
+    for delta in deltas:
+        for call in delta.get("tool_calls") or ():
+            known = calls.setdefault(call["index"], {"id": "", "function": {"name": "", "arguments": ""}})
+            known["id"] += call.get("id") or ""
+            for name, text in call.get("function", {}).items():
+                known["function"][name] += text or ""
+    return AnswerMessage(
+        content="".join(texts) if texts or not (calls or refusals) else None,
+        refusal="".join(refusals) if refusals else None,
+        tool_calls=[ToolCall.model_validate(call) for _, call in sorted(calls.items())] or None,
+    )
+
+
+# --- messages -------------------------------------------------------------------------------------------------
+
+
+def conversation_of(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
+    """The conversation that clients' messages are.
+
+    Theirs need not alternate: neighbours of one role become one message, an empty line between them.
+    """
+    found: list[Message] = []
+    for index, message in enumerate(messages):
+        param = f"messages[{index}]"
+        if message.role in ("tool", "function") or message.tool_calls or message.function_call:
+            raise errors.invalid("Messages of tools are not supported.", param=param, code="unsupported_value")
+        role: Role = "system" if message.role in ("system", "developer") else message.role  # type: ignore[assignment]
+        text = text_of(message, param)
+        if found and found[-1].role == role:
+            found[-1] = Message(role, f"{found[-1].content}\n\n{text}")
+        else:
+            found.append(Message(role, text))
+    late = [index for index, message in enumerate(found) if message.role == "system" and index > 0]
+    if late:
+        raise errors.invalid("A system message may only open the conversation.", param="messages")
+    if found[-1].role != "user":
+        raise errors.invalid("The last message must be the user's.", param="messages")
+    return tuple(found)
+
+
+def text_of(message: ChatMessage, param: str) -> str:
+    """The text of a message, its parts put together. APIError for what is no text."""
+    content = message.content
+    if content is None:
+        if message.role != "assistant":
+            raise errors.invalid(f"Invalid '{param}.content': it must be a string.", param=f"{param}.content")
+        return message.refusal or ""
+    if isinstance(content, str):
+        return content
+    return "".join(_text_of_part(part, f"{param}.content[{index}]") for index, part in enumerate(content))
+
+
+def _text_of_part(part: Part, param: str) -> str:
+    text = part.refusal if part.type == "refusal" else part.text
+    if part.type not in ("text", "refusal", "input_text", "output_text"):
+        raise errors.invalid(
+            f"Invalid '{param}.type': this model reads text alone, and the part is {part.type[:60]!r}.",
+            param=f"{param}.type",
+            code="unsupported_content",
+        )
+    if text is None:
+        raise errors.invalid(f"Missing required parameter: '{param}.text'.", param=f"{param}.text")
+    return text
