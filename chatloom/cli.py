@@ -31,6 +31,7 @@ VERBS = {
     "evaluate": ("chatloom.stages.evaluate", "compare models on held-out prompts and write the report"),
     "chat": ("chatloom.stages.chat", "talk to a model in the terminal"),
     "accounts": ("chatloom.server.accounts_command", "users and API keys: who may use a server"),
+    "serve": ("chatloom.server.command", "serve models: a page to talk to them and OpenAI's API"),
     "doctor": ("chatloom.stages.doctor", "say what a model is, check it, and estimate the memory it takes"),
     "export": ("chatloom.stages.export", "write a model as a Hugging Face folder or a GGUF file"),
 }

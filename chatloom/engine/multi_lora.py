@@ -29,6 +29,19 @@ from chatloom.engine.weights import version
 from chatloom.models import Decoder
 
 
+def named_folders(given: Sequence[str] | None) -> dict[str, str]:
+    """Where each adapter is, by its name, of options such as `formal=runs/formal`. ValueError for another form."""
+    found: dict[str, str] = {}
+    for each in given or ():
+        name, equals, folder = each.partition("=")
+        if not (name and equals and folder) or name == "off":
+            raise ValueError(f"adapters: {each!r} is no NAME=FOLDER, such as formal=runs/formal (and not off=...)")
+        if name in found:
+            raise ValueError(f"adapters: two of {', '.join(given or ())} have the same name; give each its own")
+        found[name] = folder
+    return found
+
+
 class Adapter:
     """One adapter that requests may name: what it adds to the layers of the model, by their paths."""
 

@@ -54,9 +54,8 @@ def create_app(models: ServedModels, store: Store, settings: Settings | None = N
         finally:
             models.stop()
 
-    app = FastAPI(
-        title="Chatloom", version=chatloom.__version__, lifespan=lifespan, docs_url=None, redoc_url=None
-    )  # which would fetch scripts from elsewhere
+    # Pages of documentation would fetch scripts from elsewhere.
+    app = FastAPI(title="Chatloom", version=chatloom.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.models, app.state.store, app.state.settings = models, store, settings
     app.state.accounts, app.state.login_throttle = accounts, sign_in.throttle()
     app.state.past, app.state.metrics, app.state.draining = past, metrics, draining

@@ -76,6 +76,7 @@ class Generation:
     def __init__(self, bridge: "Bridge", stream: EngineStream, num_prompt: int, sampling: SamplingParams) -> None:
         self._bridge, self._stream = bridge, stream
         self._news = asyncio.Event()
+        self._cancelled = False
         self.num_prompt = num_prompt
         self.sampling = sampling  # with the seed that was drawn, where none was given
         self.started = time.monotonic()
@@ -91,7 +92,8 @@ class Generation:
         """The next piece of text. Raises what went wrong with the model; a cancelled reader cancels the request."""
         try:
             while True:
-                last = self._stream.finished  # first: what came before the end is there when the end is seen
+                # First: what came before the end is there when the end is seen.
+                last = self._cancelled or self._stream.finished
                 piece = self._stream.take()
                 if piece or (last and self.seconds is None):
                     self._note(last)
@@ -124,9 +126,11 @@ class Generation:
         return self._stream.num_cached
 
     def cancel(self) -> None:
-        """End the request and give its memory back; no harm where it has ended."""
+        """End the request, give its memory back, and let its reader see the end; no harm where it has ended."""
+        self._cancelled = True
         self._stream.cancel()
         self._note(True)
+        self._news.set()
 
     def _note(self, ended: bool) -> None:
         now = time.monotonic() - self.started
@@ -171,10 +175,14 @@ class Bridge:
         self._deaf = self.engine.listen(self._ring)
         self.engine.start()
 
-    def stop(self) -> None:
-        """Cancel what is under way and end the engine's thread."""
+    def cancel(self) -> None:
+        """Cancel what is under way; those who read it see its end."""
         for generation in tuple(self._live):
             generation.cancel()
+
+    def stop(self) -> None:
+        """Cancel what is under way and end the engine's thread."""
+        self.cancel()
         if self._deaf is not None:
             self._deaf()
         self.engine.stop()

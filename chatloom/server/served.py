@@ -135,6 +135,11 @@ class ServedModels(Mapping[str, Served]):
                 served.bridge.on_end = None if on_end is None else _named(on_end, served)
                 served.bridge.start()
 
+    def cancel(self) -> None:
+        """Cancel what is under way."""
+        for bridge in self._bridges:
+            bridge.cancel()
+
     def stop(self) -> None:
         """Cancel what is under way and stop all engines."""
         for bridge in self._bridges:

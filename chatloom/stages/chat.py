@@ -19,6 +19,7 @@ from chatloom import runtime
 from chatloom.chat.message import Message, printable, to_dicts
 from chatloom.engine.cache_config import CacheConfig
 from chatloom.engine.language_model import LanguageModel, load
+from chatloom.engine.multi_lora import named_folders
 from chatloom.engine.request import Completion, SamplingParams, derive_seed
 from chatloom.models import num_parameters
 from chatloom.models.longer import ContextConfig
@@ -69,16 +70,11 @@ class Config:
     @property
     def adapter_folders(self) -> dict[str, str]:
         """Where each adapter is, by its name."""
-        return dict(each.split("=", 1) for each in self.adapters or ())
+        return named_folders(self.adapters)
 
     def __post_init__(self) -> None:
         SamplingParams(self.max_tokens, self.temperature, top_p=self.top_p, seed=self.seed)  # refuses a bad range
-        for each in self.adapters or ():
-            name, equals, folder = each.partition("=")
-            if not (name and equals and folder) or name == "off":
-                raise ValueError(f"adapters: {each!r} is no NAME=FOLDER, such as formal=runs/formal (and not off=...)")
-        if self.adapters is not None and len(self.adapter_folders) < len(self.adapters):
-            raise ValueError(f"adapters: two of {', '.join(self.adapters)} have the same name; give each its own")
+        named_folders(self.adapters)  # refuses another form
         if self.message is not None and not self.message.strip():
             raise ValueError("message is empty; say something, or leave it out to talk")
 

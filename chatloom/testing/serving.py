@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import openai
-import uvicorn
 from fastapi import FastAPI
 
 from chatloom.chat.render import ChatFormat
@@ -20,6 +19,7 @@ from chatloom.engine.engine import Engine
 from chatloom.engine.language_model import LanguageModel
 from chatloom.feedback.store import Store
 from chatloom.server.app import Settings, create_app
+from chatloom.server.ending import Server
 from chatloom.server.served import ServedModels
 from chatloom.testing.engine import ScriptedEngine
 from chatloom.testing.models import tiny_llama
@@ -65,7 +65,7 @@ class Running:
 def run_server(app: FastAPI) -> Iterator[str]:
     """Serve an app in a thread; gives its address."""
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=2))
+    server = Server(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:
