@@ -19,6 +19,22 @@ MAX_CALLS = 32  # of one answer: a small model that may go on calling often does
 _ANY_OBJECT = {"type": "object"}
 
 
+# Where a JSON schema has schemas: in a mapping, in a list, or itself.
+IN_MAPPINGS = ("$defs", "definitions", "properties", "patternProperties")
+IN_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+SINGLE = ("items", "additionalProperties", "not", "if", "then", "else")
+# What says of an object's other members, here or elsewhere.
+_SAYS_MORE = ("additionalProperties", "patternProperties", "unevaluatedProperties", "$ref", *IN_LISTS[:3])
+
+
+class GrammarError(ValueError):
+    """A grammar that is wrong, or that nothing fits; `tool` is the one whose parameters are, if one's are."""
+
+    def __init__(self, message: str, *, tool: str | None = None) -> None:
+        super().__init__(message)
+        self.tool = tool
+
+
 @dataclass(frozen=True, slots=True)
 class Grammar:
     """The texts that an answer may be. Made by the methods named as the kinds; a stop string still cuts the text."""
@@ -90,7 +106,7 @@ class Grammar:
         """Calls of some tools in the form that a chat format trains and reads, `ChatFormat.call_form`.
 
         Args:
-            tools: see `tool_call`; the arguments are JSON as `json.dumps` lays it out.
+            tools: see `tool_call`; the arguments are JSON as `json.dumps` lays it out, and `closed`.
             form: what is written around names and arguments.
             many: whether one answer may have several calls (MAX_CALLS at most).
             otherwise: what may come instead of calls: nothing, "text" (any, also before them), or JSON of a schema.
@@ -125,8 +141,39 @@ def _parameters(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 f"the name of tool {index} is {name!r:.80}; it must be 1 to 64 of a-z, A-Z, 0-9, _ and -, and no "
                 "other tool's"
             )
-        known[name] = _mapping(f"parameters of tool {name!r}", inner.get("parameters", _ANY_OBJECT))
+        known[name] = closed(_mapping(f"parameters of tool {name!r}", inner.get("parameters", _ANY_OBJECT)))
     return known
+
+
+def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A schema whose objects have the properties that it lists and no others, where it does not say of others.
+
+    Small models make up properties as long as they may. What fits it fits the schema too. ValueError where it is
+    nested without end.
+    """
+    try:
+        found: dict[str, Any] = _closed(dict(schema))
+        return found
+    except RecursionError:
+        raise ValueError("the JSON schema is nested too deeply") from None
+
+
+def _closed(part: Any, *, alone: bool = True) -> Any:
+    """`alone`: whether all that is said of the object is said here."""
+    if not isinstance(part, dict):
+        return part
+    found = dict(part)
+    for key, value in part.items():
+        if key in IN_MAPPINGS and isinstance(value, dict):
+            found[key] = {name: _closed(inner) for name, inner in value.items()}
+        elif key in IN_LISTS and isinstance(value, list):
+            by_itself = key == "prefixItems" or (key != "allOf" and "properties" not in part)
+            found[key] = [_closed(inner, alone=by_itself) for inner in value]
+        elif key == "items":
+            found[key] = _closed(value)
+    if alone and isinstance(found.get("properties"), dict) and not any(key in found for key in _SAYS_MORE):
+        found["additionalProperties"] = False
+    return found
 
 
 def _mapping(what: str, value: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from chatloom.chat.calls import CallForm
-from chatloom.engine.grammar import MAX_CALLS, Grammar
+from chatloom.engine.grammar import IN_LISTS, IN_MAPPINGS, MAX_CALLS, SINGLE, Grammar, GrammarError
 from chatloom.tokenizers.bpe import Tokenizer
 
 if TYPE_CHECKING:
@@ -37,10 +37,6 @@ _MOST_TRIES = 100  # to find the part of a schema that an error is about
 _LAYOUT = {"whitespace_pattern": r" ?|\n {0,16}"}
 # As chat templates write calls, so that a call in a conversation that goes on has the tokens that it had when it came.
 _CALL_LAYOUT = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
-# Where a JSON schema has schemas: in a mapping, in a list, or itself.
-_IN_MAPPINGS = ("$defs", "definitions", "properties", "patternProperties")
-_IN_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
-_SINGLE = ("items", "additionalProperties", "not", "if", "then", "else")
 
 
 class Matcher:
@@ -181,8 +177,11 @@ class Grammars:
         written = self._written(grammar)
         parser = self._parser(written)
         if parser.is_error():
-            raise ValueError(self._explained(grammar, parser.get_error()))
-        self._begun(parser, ()).bias()  # something must fit
+            raise self._explained(grammar, parser.get_error())
+        try:
+            self._begun(parser, ()).bias()  # something must fit
+        except ValueError as error:
+            raise GrammarError(str(error)) from error
         return parser
 
     def _begun(self, parser: "LLMatcher", ends: Sequence[int]) -> Matcher:
@@ -210,25 +209,25 @@ class Grammars:
         written: str = self._guidance.LLMatcher.grammar_from_json_schema(json.dumps({**schema, "x-guidance": _LAYOUT}))
         return written
 
-    def _explained(self, grammar: Grammar, message: str) -> str:
+    def _explained(self, grammar: Grammar, message: str) -> GrammarError:
         """An error in the words of who wrote the grammar."""
         if grammar.kind in ("json", "json_schema"):
-            return self._explained_schema("the JSON schema", json.loads(grammar.source), message)
+            return GrammarError(self._explained_schema("the JSON schema", json.loads(grammar.source), message))
         if grammar.kind == "tool_call":
             asked = json.loads(grammar.source)
-            parts = {f"the parameters of tool {name!r}": schema for name, schema in asked["tools"].items()}
-            if isinstance(asked["otherwise"], dict):
-                parts["the JSON schema"] = asked["otherwise"]
-            for what, schema in parts.items():
+            parts: list[tuple[str | None, Any]] = [*asked["tools"].items()]
+            parts += [(None, asked["otherwise"])] if isinstance(asked["otherwise"], dict) else []
+            for tool, schema in parts:
                 own = self._parser(self._of_schema(schema)).get_error()
                 if own:
-                    return self._explained_schema(what, schema, own)
-            return f"the tools cannot be used: {_first_line(message)}"
+                    what = "the JSON schema" if tool is None else f"the parameters of tool {tool!r}"
+                    return GrammarError(self._explained_schema(what, schema, own), tool=tool)
+            return GrammarError(f"the tools cannot be used: {_first_line(message)}")
         what = "the regular expression" if grammar.kind == "regex" else "the choices"
         reason = re.search(r"error: (.*)", message)
         marked = re.search(r"^    (.*)\n    ( *)\^", message, re.MULTILINE)
         place = "" if marked is None else f" at character {len(marked[2])} ({grammar.source[len(marked[2]) :]!r:.40})"
-        return f"{what} is wrong{place}: {reason[1] if reason else _first_line(message)}"
+        return GrammarError(f"{what} is wrong{place}: {reason[1] if reason else _first_line(message)}")
 
     def _explained_schema(self, what: str, schema: Mapping[str, Any], message: str) -> str:
         """As above, with the smallest part of the schema that has the same error by itself."""
@@ -280,13 +279,13 @@ def _quoted(text: str) -> str:
 def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The schemas right within a schema, and the steps of a JSON pointer to them."""
     found: list[tuple[str, Any]] = []
-    for key in _IN_MAPPINGS:
+    for key in IN_MAPPINGS:
         if isinstance(schema.get(key), dict):
             found += [(f"{key}/{name}", inner) for name, inner in schema[key].items()]
-    for key in _IN_LISTS:
+    for key in IN_LISTS:
         if isinstance(schema.get(key), list):
             found += [(f"{key}/{index}", inner) for index, inner in enumerate(schema[key])]
-    found += [(key, schema[key]) for key in _SINGLE if key in schema]
+    found += [(key, schema[key]) for key in SINGLE if key in schema]
     return ((step, inner) for step, inner in found if isinstance(inner, dict))
 
 
