@@ -154,12 +154,12 @@ def _message(item: Mapping[str, Any] | Message, index: int) -> Message:
         raise ValueError(f"message {index} has 'function_call', which is not supported; use 'tool_calls'")
     content = "" if calls and item.get("content") is None else item["content"]
     try:
-        return Message(item["role"], content, _calls(calls), item.get("tool_call_id") or "")
+        return Message(item["role"], content, tool_calls(calls), item.get("tool_call_id") or "")
     except ValueError as error:
         raise ValueError(f"message {index}: {error}") from None
 
 
-def _calls(items: Any) -> tuple[ToolCall, ...]:
+def tool_calls(items: Any) -> tuple[ToolCall, ...]:
     """Calls as chat APIs have them, whose arguments are a JSON text, or as templates do, whose are a mapping."""
     if not isinstance(items, (list, tuple)):
         raise ValueError(f"tool_calls is {_describe(items)}; it must be a list")

@@ -141,7 +141,10 @@ def _parameters(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 f"the name of tool {index} is {name!r:.80}; it must be 1 to 64 of a-z, A-Z, 0-9, _ and -, and no "
                 "other tool's"
             )
-        known[name] = closed(_mapping(f"parameters of tool {name!r}", inner.get("parameters", _ANY_OBJECT)))
+        schema = {**_ANY_OBJECT, **_mapping(f"parameters of tool {name!r}", inner.get("parameters", _ANY_OBJECT))}
+        if schema["type"] != "object":
+            raise ValueError(f"the parameters of tool {name!r} are of type {schema['type']!r:.80}; it must be 'object'")
+        known[name] = closed(schema)
     return known
 
 

@@ -47,6 +47,8 @@ TOOLS = [
     },
 ]
 
+NEVER = {"properties": {"x": {"type": "integer", "minimum": 5, "maximum": 3}}, "required": ["x"]}
+
 
 def answer(grammar: Grammar, **changes: Any) -> Completion:
     return ENGINE.generate([PROMPT], replace(SAMPLED, grammar=grammar, **changes))[0]
@@ -314,8 +316,8 @@ def test_samples_streams_and_threads_have_parsers_of_their_own() -> None:
             "the JSON schema is wrong at #/properties/x",
         ),
         (
-            Grammar.tool_calls([{"name": "f", "parameters": {"type": "integer", "minimum": 5, "maximum": 3}}], HERMES),
-            "parameters of tool 'f' is wrong at #: .*minimum",
+            Grammar.tool_calls([{"name": "f", "parameters": NEVER}, {"name": "g"}], HERMES, otherwise="text"),
+            "parameters of tool 'f' is wrong at #: .*'x' is unsatisfiable",
         ),
     ],
 )
@@ -340,6 +342,10 @@ def test_an_error_names_the_place_before_anything_runs(grammar: Grammar, message
         (lambda: Grammar.tool_call([]), "one tool at least"),
         (lambda: Grammar.tool_call([{"name": "a"}, {"name": "a"}]), "no other tool"),
         (lambda: Grammar.tool_call([{"name": "a", "parameters": 3}]), "parameters of tool 'a'"),
+        (
+            lambda: Grammar.tool_call([{"name": "a", "parameters": {"type": "array"}}]),
+            "of type 'array'; it must be 'ob",
+        ),
         (lambda: Grammar.tool_call([{"name": "two words"}]), "it must be 1 to 64 of a-z"),
         (lambda: Grammar.tool_calls(TOOLS, HERMES, otherwise="words"), "otherwise is 'words'"),  # type: ignore[arg-type]
         (lambda: Grammar.tool_calls(TOOLS, CallForm("{", ":", ",", "}"), otherwise={}), "ask for one or the other"),
