@@ -33,6 +33,7 @@ VERBS = {
     "accounts": ("chatloom.server.accounts_command", "users and API keys: who may use a server"),
     "serve": ("chatloom.server.command", "serve models: a page to talk to them and OpenAI's API"),
     "doctor": ("chatloom.stages.doctor", "say what a model is, check it, and estimate the memory it takes"),
+    "feedback": ("chatloom.feedback.command", "show what people thought of answers, and export it as training data"),
     "export": ("chatloom.stages.export", "write a model as a Hugging Face folder or a GGUF file"),
 }
 _TAKE_A_REF = ("chat", "export", "doctor")  # `chatloom chat REF` is `chatloom chat --model REF`

@@ -213,7 +213,7 @@ class Answers:
     async def events(self, ids: Sequence[str]) -> AsyncGenerator[bytes, None]:
         """Server-sent events of some answers, each from its beginning to its end."""
         news = asyncio.Event()
-        left, sent = list(ids), {id: _NEVER for id in ids}
+        left, sent = list(ids), dict.fromkeys(ids, _NEVER)
         watched: set[Running] = set()
         try:
             while left:

