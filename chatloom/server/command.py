@@ -6,6 +6,7 @@ lines go to the error stream as JSON; the address to standard output.
 
 import socket
 import sys
+import webbrowser
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -41,6 +42,8 @@ class Config:
     port: int = 8000
     # Conversations, feedback, users and keys: a SQLite file, made if it is not there, or the URL of a PostgreSQL.
     database: str = "feedback.db"
+    # Open the page in a browser as soon as it is there.
+    open_page: bool = False
     # A file of API keys, one a line; with it, nobody comes in without one.
     api_key_file: str | None = None
     # Host names by which the server may be called; those of this machine are known.
@@ -134,11 +137,20 @@ def run(config: Config) -> None:
             models[name] = _open(config, ref, dtype, adapters[name])
             notices.print(_about(name, models[name], dtype, given=config.dtype is not None), soft_wrap=True)
         served = ServedModels(models, max_waiting=config.max_waiting)
-        server = Server(create_app(served, store, settings), drain_seconds=config.drain_seconds)
-        host, port = listening.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        console.print(f"http://{shown}:{port}  the page; the API is under /v1. Ctrl-C ends.", soft_wrap=True)
-        server.run(sockets=[listening])
+        address = _address(listening)
+
+        def ready() -> None:
+            console.print(f"{address}  the page; the API is under /v1. Ctrl-C ends.", soft_wrap=True)
+            if config.open_page:
+                webbrowser.open(address)
+
+        app = create_app(served, store, settings)
+        Server(app, drain_seconds=config.drain_seconds, on_start=ready).run(sockets=[listening])
+
+
+def _address(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _named(given: str) -> tuple[str, str]:
