@@ -1,9 +1,9 @@
-"""lm_eval against `chatloom serve`, beside lm_eval with the weights in transformers. `python benchmarks/lm_eval_client.py`.
+"""lm_eval against `chatloom serve`, beside lm_eval of the same weights. `python benchmarks/lm_eval_client.py`.
 
 EleutherAI's lm-evaluation-harness asks a server as it asks OpenAI's: `local-completions` scores the answers of a
-multiple-choice task (echo, logprobs, tokens as prompts) and generates, `local-chat-completions` generates from messages.
-The tasks are made here, from no download. Printed are the figures of each, and how far the log-likelihoods of the
-choices are apart from those that its own `hf` model computes of the same weights (the file's, in fp32 on both sides).
+multiple-choice task (echo, logprobs, tokens as prompts) and generates, `local-chat-completions` generates from
+messages. The tasks are made here, with no download. Printed are the figures of each, and how far the log-likelihoods
+of the choices are from those that its own `hf` model computes of the same weights, in fp32 on both sides.
 With nothing else running: `.venv-peers/bin/python benchmarks/lm_eval_client.py`. About two minutes.
 """
 
@@ -21,13 +21,13 @@ from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
-import lm_eval  # noqa: E402
-import tyro  # noqa: E402
-from comparison import console  # noqa: E402
-from lm_eval.tasks import TaskManager  # noqa: E402
-from rich.table import Table  # noqa: E402
+import lm_eval
+import tyro
+from comparison import console
+from lm_eval.tasks import TaskManager
+from rich.table import Table
 
-import chatloom  # noqa: E402
+import chatloom
 
 CAPITALS = {
     "France": "Paris", "Germany": "Berlin", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "China": "Beijing",
