@@ -14,7 +14,7 @@ from fastapi.openapi.utils import get_openapi
 
 import chatloom
 from chatloom.feedback.store import Store
-from chatloom.server import errors, observe, openai, sign_in
+from chatloom.server import errors, observe, openai, page, sign_in
 from chatloom.server.accounts import Accounts
 from chatloom.server.bodies import BodyLimits
 from chatloom.server.guard import Door, Guard, check_door
@@ -52,6 +52,7 @@ def create_app(models: ServedModels, store: Store, settings: Settings | None = N
             async with past.writing():
                 yield
         finally:
+            await shown.answers.close()
             models.stop()
 
     # Pages of documentation would fetch scripts from elsewhere.
@@ -63,7 +64,8 @@ def create_app(models: ServedModels, store: Store, settings: Settings | None = N
     app.include_router(observe.router)
     app.include_router(openai.router)
     app.include_router(sign_in.router)
-    # responses.router (tools) and page.router (page) come here.
+    shown = page.install(app, store, models)
+    # responses.router (tools) comes here.
     app.add_middleware(BodyLimits)  # the innermost first
     app.add_middleware(RateLimits, default=settings.limits)
     app.add_middleware(Guard, accounts=accounts, door=settings.door)

@@ -36,7 +36,7 @@ def exported(store: Store, person: str, conversation: str | None = None) -> dict
                 "messages": [
                     {
                         **{name: getattr(message, name) for name in ("id", "parent", "role", "content", "created")},
-                        "made": None if message.made is None else asdict(message.made),
+                        "made": None if message.made is None else _told(message.made),
                     }
                     for message in store.messages(each.id)
                 ],
@@ -44,6 +44,11 @@ def exported(store: Store, person: str, conversation: str | None = None) -> dict
             for each in found
         ],
     }
+
+
+def _told(made: Made) -> dict[str, Any]:
+    """How an answer was made; the seed as text, because JavaScript's numbers would round it."""
+    return {**asdict(made), "seed": None if made.seed is None else str(made.seed)}
 
 
 def read_conversation(data: Mapping[str, Any], index: int) -> Coming | None:
@@ -98,6 +103,8 @@ def _made(data: Mapping[str, Any]) -> Made:
         if given.get(name) is not None and not isinstance(given[name], str):
             raise ValueError(f"{name} of an answer is not text")
     seed, seconds, sampling = given.get("seed"), given.get("seconds"), given.get("sampling", {})
+    if isinstance(seed, str) and seed.isascii() and seed.isdigit() and len(seed) < 20:
+        given["seed"] = seed = int(seed)
     fine = (seed is None or type(seed) is int) and (seconds is None or isinstance(seconds, (int, float)))
     if not fine or not isinstance(sampling, dict) or not isinstance(given.get("model"), str):
         raise ValueError("how an answer was made is not told as an export tells it")

@@ -26,9 +26,8 @@ MAX_COLOURED = 20_000  # characters of code; more is shown in one colour
 MAX_MARKDOWN = 200_000  # characters; a longer text is shown as it is
 _SCHEMES = {"http", "https", "mailto"}
 
-_TAGS = set(
-    ["p", "br", "hr", "h1", "h2", "h3", "h4", "h5", "h6", "strong", "em", "s", "a", "code", "pre", "span", "div", "ul", "ol", "li", "blockquote", "table", "thead", "tbody", "tr", "th", "td", "button"]
-)
+_PROSE = {"p", "br", "hr", "h2", "h3", "h4", "h5", "h6", "strong", "em", "s", "a", "ul", "ol", "li", "blockquote"}
+_TAGS = _PROSE | {"code", "pre", "span", "div", "button", "table", "thead", "tbody", "tr", "th", "td"}
 _CLASSES = {"code", "code-bar", "code-language", "code-copy", "table", "image-link", "align-center", "align-right"}
 
 
@@ -88,6 +87,14 @@ def _parser() -> MarkdownIt:
 class _Renderer(RendererHTML):
     """Code with a bar that names its language and copies it, tables that scroll, images as links."""
 
+    def heading_open(self, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
+        """Below the page's own, which is the conversation's title."""
+        return f"<{_heading(tokens[index])}>"
+
+    def heading_close(self, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
+        """The end of it."""
+        return f"</{_heading(tokens[index])}>"
+
     def fence(self, tokens: Sequence[Token], index: int, options: OptionsDict, env: EnvType) -> str:
         """A fenced block."""
         return _code(tokens[index].content, tokens[index].info.strip().split(" ")[0][:30])
@@ -117,6 +124,10 @@ class _Renderer(RendererHTML):
         token = tokens[index]
         address = escape(str(token.attrs.get("src", "")), quote=True)
         return f'<a class="image-link" href="{address}">{escape(token.content or address)}</a>'
+
+
+def _heading(token: Token) -> str:
+    return f"h{min(6, int(token.tag[1:]) + 1)}"
 
 
 def _aligned(token: Token) -> str:

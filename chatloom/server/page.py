@@ -1,96 +1,31 @@
-"""The page: its files, and the routes under /api that it talks to.
+"""The page: its files, and its routes joined to an application.
 
-Every route works for one person (`request.state.principal`): what belongs to another is not found. Text of models
-reaches the page as safe HTML (`markdown`) and never as anything else.
+The files need no build and nothing from elsewhere; no script or style stands within another file, so that the strict
+policy of `guard` holds. Text of models reaches the page as safe HTML (`markdown`) and never as anything else.
 """
 
-import asyncio
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import FileResponse
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from chatloom.engine.request import SamplingParams
-from chatloom.feedback.records import Conversation, Message, NotFound, Rating
 from chatloom.feedback.store import Store
-from chatloom.server import errors
-from chatloom.server.events import EventStream
-from chatloom.server.interchange import exported, read_conversation
-from chatloom.server.markdown import render_blocks
-from chatloom.server.running import Answers, can_continue, shown_context
+from chatloom.server import conversations, judging
+from chatloom.server.page_state import Page
 from chatloom.server.served import ServedModels
 
 WEB = Path(__file__).parent / "web"
-PAGE_SIZE = 50
-MAX_ANSWERS = 8  # asked for at once
-MAX_TITLE = 60  # characters that a conversation's first message gives it as a title
 
-router = APIRouter(tags=["page"])
-Id = Annotated[str, Field(max_length=64)]
-
-
-class Page:
-    """What the routes share: the store, the models, and the answers under way."""
-
-    def __init__(self, store: Store, models: ServedModels) -> None:
-        self.store, self.models = store, models
-        self.answers = Answers(store, models, self.view)
-
-    def view(self, message: Message, rating: Rating | None = None) -> dict[str, Any]:
-        """A message as the page is told of it."""
-        shown: dict[str, Any] = {
-            name: getattr(message, name) for name in ("id", "parent", "role", "content", "created", "status")
-        }
-        if message.role == "user":
-            return shown
-        made = message.made
-        shown |= {
-            "blocks": render_blocks(message.content),
-            "can_continue": can_continue(message),
-            "problem": self.answers.problems.get(message.id),
-            "rating": None,
-            "made": None,
-            "figures": None,
-        }
-        if rating is not None:
-            shown["rating"] = {"value": rating.value, "tags": list(rating.tags), "comment": rating.comment}
-        if made is not None:
-            served = self.models.get(made.adapter or made.model)
-            speed = round(len(made.tokens) / made.seconds, 1) if made.seconds and made.tokens else None
-            shown["made"] = {
-                "model": made.model,
-                "adapter": made.adapter,
-                "finish_reason": made.finish_reason,
-                "tokens_per_second": speed,
-            }
-            shown["figures"] = {
-                "tokens_per_second": speed,
-                "context_used": len(made.prompt_tokens) + len(made.tokens),
-                "context": None if served is None else shown_context(served),
-            }
-        return shown
-
-    def tree(self, id: str, person: str) -> dict[str, Any]:
-        """A conversation with all its messages."""
-        conversation = self.store.conversation(id, owner=person)
-        ratings = self.store.feedback("rating", rater=person, consent=None, conversation=id)
-        rated = {rating.answer.id: rating for rating in ratings if isinstance(rating, Rating)}
-        messages = [self.view(each, rated.get(each.id)) for each in self.store.messages(id)]
-        return {"conversation": summary(conversation), "messages": messages}
-
-    def message(self, id: str, person: str) -> Message:
-        """A message of this person's."""
-        return self.store.message(id, owner=person)
+router = APIRouter(include_in_schema=False)
 
 
 def install(app: FastAPI, store: Store, models: ServedModels) -> Page:
     """Add the page to an app. `Page.answers.close()` belongs before the engines stop."""
     page = app.state.page = Page(store, models)
-    app.include_router(router)
+    for each in (router, conversations.router, judging.router):
+        app.include_router(each)
     app.mount("/web", _Files(directory=WEB))
     return page
 
@@ -104,347 +39,13 @@ class _Files(StaticFiles):
         return response
 
 
-@router.get("/", include_in_schema=False)
+@router.get("/")
 async def index() -> FileResponse:
     """The page."""
     return FileResponse(WEB / "index.html", headers={"Cache-Control": "no-cache"})
 
 
-@router.get("/favicon.ico", include_in_schema=False)
+@router.get("/favicon.ico")
 async def favicon() -> FileResponse:
     """Its sign."""
     return FileResponse(WEB / "icon.svg", media_type="image/svg+xml")
-
-
-def page_of(request: Request) -> Page:
-    """The page of the app that serves a request."""
-    page: Page = request.app.state.page
-    return page
-
-
-def person_of(request: Request) -> str:
-    """Whose conversations these are; "" is the one person of a server on one's own machine."""
-    principal = getattr(request.state, "principal", None)
-    return "" if principal is None else str(principal.name)
-
-
-def summary(conversation: Conversation) -> dict[str, Any]:
-    """A conversation without its messages."""
-    return {name: getattr(conversation, name) for name in ("id", "title", "system", "created", "updated")}
-
-
-# --- models and conversations -------------------------------------------------------------------------------------
-
-
-@router.get("/api/models")
-async def models(request: Request) -> dict[str, Any]:
-    """Which models can answer; an adapter names its `parent`."""
-    return {
-        "models": [
-            {"name": each.name, "parent": each.parent, "context_length": each.context_length}
-            for each in page_of(request).models.values()
-        ]
-    }
-
-
-class NewConversation(BaseModel):
-    """How a conversation begins."""
-
-    model_config = ConfigDict(extra="forbid")
-    title: str = Field("", max_length=200)
-    system: str = Field("", max_length=20_000)
-
-
-class Changed(BaseModel):
-    """What can be changed of a conversation."""
-
-    model_config = ConfigDict(extra="forbid")
-    title: str = Field(min_length=1, max_length=200)
-
-
-@router.get("/api/conversations")
-async def conversations(
-    request: Request,
-    search: Annotated[str, Query(max_length=200)] = "",
-    offset: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
-) -> dict[str, Any]:
-    """The last used first, fifty at a time; with `search`, those whose title or messages hold it."""
-    found = await asyncio.to_thread(
-        page_of(request).store.conversations,
-        owner=person_of(request),
-        search=search or None,
-        limit=PAGE_SIZE,
-        offset=offset,
-    )
-    return {"conversations": [summary(each) for each in found]}
-
-
-@router.post("/api/conversations")
-async def create(request: Request, body: NewConversation) -> dict[str, Any]:
-    """A new conversation."""
-    made = await asyncio.to_thread(
-        page_of(request).store.create_conversation, owner=person_of(request), title=body.title, system=body.system
-    )
-    return {"conversation": summary(made)}
-
-
-@router.get("/api/conversations/{id}")
-async def conversation(request: Request, id: str) -> dict[str, Any]:
-    """The whole tree."""
-    return await asyncio.to_thread(_found, page_of(request).tree, id, person_of(request))
-
-
-@router.patch("/api/conversations/{id}")
-async def change(request: Request, id: str, body: Changed) -> dict[str, Any]:
-    """Another title."""
-    store, person = page_of(request).store, person_of(request)
-    changed = await asyncio.to_thread(_found, store.rename_conversation, id, body.title, owner=person)
-    return {"conversation": summary(changed)}
-
-
-@router.delete("/api/conversations/{id}", status_code=204)
-async def delete(request: Request, id: str) -> None:
-    """Delete it, with its feedback, everywhere."""
-    page, person = page_of(request), person_of(request)
-    for message in (await asyncio.to_thread(_found, page.tree, id, person))["messages"]:
-        await page.answers.stop(message["id"])
-    await asyncio.to_thread(_found, page.store.delete_conversation, id, owner=person)
-
-
-def _found(work: Any, *given: Any, **named: Any) -> Any:
-    """Do it; what is not there, or is somebody else's, is a 404."""
-    try:
-        return work(*given, **named)
-    except NotFound as error:
-        raise errors.APIError(404, str(error), type="invalid_request_error", code="not_found") from error
-
-
-# --- questions and answers ----------------------------------------------------------------------------------------
-
-
-class Said(BaseModel):
-    """What a person says, and after which message."""
-
-    model_config = ConfigDict(extra="forbid")
-    parent: Id | None = None
-    content: str = Field(min_length=1, max_length=1_000_000)
-
-
-class Sampling(BaseModel):
-    """How answers are sampled."""
-
-    model_config = ConfigDict(extra="forbid")
-    temperature: float = Field(0.7, ge=0, le=10)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=1)
-    min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float = Field(1.0, gt=0, le=10)
-    max_tokens: int = Field(512, ge=1, le=1_000_000)
-    seed: int | None = Field(None, ge=0, lt=2**63)
-
-    def params(self) -> SamplingParams:
-        """As the engine takes them."""
-        return SamplingParams(**self.model_dump())
-
-
-class Asked(BaseModel):
-    """Who shall answer: one model `n` times, or several `models` once each."""
-
-    model_config = ConfigDict(extra="forbid")
-    model: str | None = Field(None, max_length=300)
-    models: list[Annotated[str, Field(max_length=300)]] | None = Field(None, min_length=1, max_length=MAX_ANSWERS)
-    n: int = Field(1, ge=1, le=MAX_ANSWERS)
-    sampling: Sampling = Sampling()
-
-
-class Continued(BaseModel):
-    """How an answer goes on."""
-
-    model_config = ConfigDict(extra="forbid")
-    sampling: Sampling = Sampling()
-
-
-@router.post("/api/conversations/{id}/messages")
-async def say(request: Request, id: str, body: Said) -> dict[str, Any]:
-    """A message of the person's; another one after the same parent is a branch."""
-    page, person = page_of(request), person_of(request)
-    if not body.content.strip():
-        raise errors.invalid("The message is empty.", param="content")
-
-    def add() -> dict[str, Any]:
-        here = page.store.conversation(id, owner=person)
-        message = page.store.add_message(id, parent=body.parent, role="user", content=body.content)
-        if not here.title:
-            page.store.rename_conversation(id, title_of(body.content), owner=person)
-        return {"message": page.view(message), "conversation": summary(page.store.conversation(id, owner=person))}
-
-    answer: dict[str, Any] = await asyncio.to_thread(_found, add)
-    return answer
-
-
-def title_of(text: str) -> str:
-    """The first words of a message."""
-    line = " ".join(text.split())
-    if len(line) <= MAX_TITLE:
-        return line
-    whole = line[:MAX_TITLE].rsplit(" ", 1)[0]
-    return (whole if len(whole) > MAX_TITLE // 2 else line[:MAX_TITLE]) + "…"
-
-
-@router.post("/api/messages/{id}/answers")
-async def answer(request: Request, id: str, body: Asked) -> dict[str, Any]:
-    """Begin one or several answers; they go on in the server whoever looks."""
-    page, person = page_of(request), person_of(request)
-    question = await asyncio.to_thread(_found, page.message, id, person)
-    if question.role != "user":
-        raise errors.invalid("Only a message of the user can be answered; this one is an answer itself.")
-    here = await asyncio.to_thread(page.store.conversation, question.conversation, owner=person)
-    names = body.models or [body.model or next(iter(page.models))] * body.n
-    chosen = [page.models.find(name) for name in names]
-    messages = await page.answers.begin(here, question, chosen, body.sampling.params())
-    return {"messages": [page.view(each) for each in messages]}
-
-
-@router.post("/api/messages/{id}/stop")
-async def stop(request: Request, id: str) -> dict[str, Any]:
-    """End an answer; what there is of it stays."""
-    page, person = page_of(request), person_of(request)
-    await asyncio.to_thread(_found, page.message, id, person)
-    await page.answers.stop(id)
-    return {"message": page.view(await asyncio.to_thread(_found, page.message, id, person))}
-
-
-@router.post("/api/messages/{id}/continue")
-async def go_on(request: Request, id: str, body: Continued) -> dict[str, Any]:
-    """Continue an answer that was stopped or cut off."""
-    page = page_of(request)
-    message = await asyncio.to_thread(_found, page.message, id, person_of(request))
-    return {"message": page.view(await page.answers.go_on(message, body.sampling.params()))}
-
-
-@router.get("/api/messages/{id}/events", response_class=Response)
-async def events(request: Request, id: str, also: Annotated[str, Query(max_length=2000)] = "") -> EventStream:
-    """Server-sent events of an answer, from its beginning whenever one asks; and of those in `also` (ids, commas)."""
-    page, person = page_of(request), person_of(request)
-    ids = list(dict.fromkeys([id, *filter(None, also.split(","))]))
-    for each in ids:
-        await asyncio.to_thread(_found, page.message, each, person)
-    return EventStream(page.answers.events(ids))
-
-
-# --- feedback -----------------------------------------------------------------------------------------------------
-
-
-class Rated(BaseModel):
-    """A thumb, and why; 0 takes it back."""
-
-    model_config = ConfigDict(extra="forbid")
-    value: Literal[-1, 0, 1]
-    tags: list[Annotated[str, Field(max_length=40)]] = Field([], max_length=20)
-    comment: str = Field("", max_length=4000)
-    consent: bool = True
-
-
-class Edited(BaseModel):
-    """What an answer should have been."""
-
-    model_config = ConfigDict(extra="forbid")
-    text: str = Field(min_length=1, max_length=200_000)
-    consent: bool = True
-
-
-class Compared(BaseModel):
-    """The better of two answers; `tie`: neither is."""
-
-    model_config = ConfigDict(extra="forbid")
-    chosen: Id
-    rejected: Id
-    tie: bool = False
-    comment: str = Field("", max_length=4000)
-    consent: bool = True
-
-
-class Ranked(BaseModel):
-    """Answers to one message, best first; those of one group are equally good."""
-
-    model_config = ConfigDict(extra="forbid")
-    groups: list[Annotated[list[Id], Field(min_length=1, max_length=32)]] = Field(min_length=1, max_length=32)
-    consent: bool = True
-
-
-@router.post("/api/messages/{id}/rating", status_code=204)
-async def rate(request: Request, id: str, body: Rated) -> None:
-    """Good or bad, and why."""
-    page, person = page_of(request), person_of(request)
-    await asyncio.to_thread(_judge, page, person, [id])
-    await asyncio.to_thread(page.store.rate, id, rater=person, **body.model_dump())
-
-
-@router.post("/api/messages/{id}/edit")
-async def edit(request: Request, id: str, body: Edited) -> dict[str, Any]:
-    """What the answer should have been: kept as feedback, and a branch to go on from."""
-    page, person = page_of(request), person_of(request)
-
-    def add() -> dict[str, Any]:
-        (message,) = _judge(page, person, [id])
-        page.store.edit(id, body.text, rater=person, consent=body.consent)
-        own = page.store.add_message(
-            message.conversation, parent=message.parent, role="assistant", content=body.text, status="done"
-        )
-        return {"message": page.view(own)}
-
-    answer: dict[str, Any] = await asyncio.to_thread(add)
-    return answer
-
-
-@router.post("/api/comparisons", status_code=204)
-async def compare(request: Request, body: Compared) -> None:
-    """Which of two answers is better."""
-    page, person = page_of(request), person_of(request)
-    await asyncio.to_thread(_judge, page, person, [body.chosen, body.rejected])
-    await asyncio.to_thread(page.store.compare, rater=person, **body.model_dump())
-
-
-@router.post("/api/rankings", status_code=204)
-async def rank(request: Request, body: Ranked) -> None:
-    """Answers in order."""
-    page, person = page_of(request), person_of(request)
-    await asyncio.to_thread(_judge, page, person, [id for group in body.groups for id in group])
-    await asyncio.to_thread(page.store.rank, body.groups, rater=person, consent=body.consent)
-
-
-def _judge(page: Page, person: str, ids: list[str]) -> list[Message]:
-    """The answers that are judged: this person's, and finished."""
-    messages: list[Message] = [_found(page.message, id, person) for id in ids]
-    if any(message.status == "running" for message in messages):
-        raise errors.invalid("An answer that is still being written cannot be judged; wait for its end or stop it.")
-    return messages
-
-
-# --- in and out ---------------------------------------------------------------------------------------------------
-
-
-class Imported(BaseModel):
-    """Conversations of an export of ours, or of ChatGPT's conversations.json."""
-
-    model_config = ConfigDict(extra="forbid")
-    conversations: list[dict[str, Any]] = Field(max_length=10_000)
-
-
-@router.get("/api/export")
-async def export(request: Request, conversation: Annotated[str, Query(max_length=64)] = "") -> dict[str, Any]:
-    """All conversations of a person, or one."""
-    store, person = page_of(request).store, person_of(request)
-    return dict(await asyncio.to_thread(_found, exported, store, person, conversation or None))
-
-
-@router.post("/api/import")
-async def bring_in(request: Request, body: Imported) -> dict[str, int]:
-    """Conversations from a file; those without a message are left out."""
-    store, person = page_of(request).store, person_of(request)
-
-    def add() -> int:
-        read = [read_conversation(each, index) for index, each in enumerate(body.conversations)]
-        return sum(store.import_conversation(each, owner=person) is not None for each in read if each is not None)
-
-    return {"imported": await asyncio.to_thread(add)}

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from browsing import browser, site, visit  # noqa: F401
 
 from chatloom.engine.language_model import LanguageModel
 from chatloom.testing.serving import Running, serve, tiny

@@ -40,7 +40,7 @@ const query = (fields) => new URLSearchParams(Object.entries(fields).filter(([, 
 
 export const api = {
   me: () => get("/me"),
-  login: (name, password) => post("/login", { name, password }),
+  login: (fields) => post("/login", fields),
   logout: () => post("/logout"),
   models: () => get("/models"),
   conversations: (search, offset) => get(`/conversations?${query({ search, offset })}`),

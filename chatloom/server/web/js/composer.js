@@ -3,7 +3,7 @@ import { complain, send, stopAll } from "/web/js/actions.js";
 import { fill, h, icon, iconButton } from "/web/js/dom.js";
 import { openMenu } from "/web/js/menu.js";
 import { openSettings } from "/web/js/settings.js";
-import { on, runningOnPath, state } from "/web/js/state.js";
+import { isRunning, on, runningOnPath, state } from "/web/js/state.js";
 import { number, t } from "/web/js/texts.js";
 
 export class Composer {
@@ -92,7 +92,7 @@ export class Composer {
     const message = state.leaf ? state.tree.get(state.leaf) : null;
     const figures = message?.figures;
     const parts = [];
-    if (figures?.tokens_per_second) parts.push(t("speed", { count: number(figures.tokens_per_second) }));
+    if (isRunning(message) && figures?.tokens_per_second) parts.push(t("speed", { count: number(figures.tokens_per_second) }));
     if (figures?.context) {
       parts.push(t("contextUsed", { used: number(figures.context_used), all: number(figures.context) }));
     }

@@ -1,7 +1,7 @@
 // Thumbs with reasons, and answers as they should have been.
 import { complain, show, thank } from "/web/js/actions.js";
 import { api } from "/web/js/api.js";
-import { fill, h, iconButton, toast } from "/web/js/dom.js";
+import { announce, fill, h, iconButton, toast } from "/web/js/dom.js";
 import { settings } from "/web/js/remembered.js";
 import { state } from "/web/js/state.js";
 import { t } from "/web/js/texts.js";
@@ -23,7 +23,7 @@ export async function rateTap(message, value) {
     return false;
   }
   if (back) toast(t("takenBack"));
-  else thank();
+  else announce(t(settings.consent ? "thanks" : "thanksKept"));
   return !back;
 }
 

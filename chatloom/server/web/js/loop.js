@@ -22,17 +22,16 @@ function figuresOf(figures) {
     card(number(figures.total), t("loopAll")),
     card(number(figures.raters), t("loopRaters")),
     card(number(figures.pairs), t("loopPairs"), t("loopPairsNote")),
-    card(share === null ? "–" : `${number(100 * share)} %`, t("loopAgreement"), share === null && t("loopAgreementNone")));
+    card(share === null ? "–" : `${number(100 * share)} %`, t("loopAgreement"), share === null ? t("loopAgreementNone") : t("loopUnits", { count: number(figures.agreement_units) })));
 }
 
 function kinds(figures) {
-  const most = Math.max(1, ...KINDS.map((kind) => figures.kinds[kind].count));
+  const most = Math.max(1, ...KINDS.map((kind) => figures.kinds[kind]));
   return [h("h2", t("loopKinds")), h("ul.bars", KINDS.map((kind) => {
-    const { count, positive } = figures.kinds[kind];
-    const parts = kind === "rating"
-      ? [part(positive / most, "good"), part((count - positive) / most, "bad")]
-      : [part(count / most, "")];
-    const note = kind === "rating" ? ` (${number(positive)} ${t("positive")}, ${number(count - positive)} ${t("negative")})` : "";
+    const count = figures.kinds[kind];
+    const { up, down } = figures.thumbs;
+    const parts = kind === "rating" ? [part(up / most, "good"), part(down / most, "bad")] : [part(count / most, "")];
+    const note = kind === "rating" ? ` (${number(up)} ${t("positive")}, ${number(down)} ${t("negative")})` : "";
     return h("li", h("span", t(`kind_${kind}`)),
       h("div.bar", { role: "img", "aria-label": `${number(count)}${note}` }, parts), h("span.count", number(count)));
   }))];
@@ -58,10 +57,13 @@ function training(figures) {
   const table = h("div.table", h("table.pairs",
     h("thead", h("tr", ["loopPrompt", "loopChosen", "loopRejected"].map((key) => h("th", { scope: "col" }, t(key))))),
     h("tbody", rows)));
+  const withheld = figures.withheld > 0 && t("loopWithheld", { count: number(figures.withheld) });
+  const notes = [withheld, ...figures.notes].filter(Boolean);
   const command = figures.commands.join("\n");
   const copy = iconButton("copy", t("copy"), (event) => copyText(command, event.currentTarget));
   return [
-    h("h2", t("loopTrain")), rows.length ? table : h("p.hint", t("loopTrainNone")),
+    h("h2", t("loopTrain")), rows.length ? table : h("p.hint", t(figures.texts ? "loopTrainNone" : "loopHidden")),
+    notes.length > 0 && h("ul.notes", notes.map((note) => h("li", note))),
     h("h2", t("loopCommand")), h("div.command", h("code", { tabindex: "0" }, command), copy),
   ];
 }

@@ -38,7 +38,7 @@ function build() {
   app.append(sidebar.element, veil, middle);
   fill(document.body,
     h("a.skip", { href: "#composer", onclick: (event) => { event.preventDefault(); composer.area.focus(); } }, t("skip")),
-    app, h("div", { id: "toasts" }), h("div.unseen", { id: "announcer", "aria-live": "polite" }));
+    app, h("section", { id: "toasts", "aria-label": t("notices") }), h("div.unseen", { id: "announcer", "aria-live": "polite" }));
   app.classList.toggle("folded", narrow.matches || !settings.sidebar);
   parts = { app, fold, thread, sidebar, composer, middle, topbar };
 }
@@ -90,8 +90,11 @@ async function start() {
   } });
   try {
     state.me = await api.me();
-    if (signIn) return;
     configure({ csrf: state.me.csrf });
+    if (!state.me.signed_in) {
+      fill(document.body, signInView());
+      return;
+    }
     state.models = (await api.models()).models;
   } catch (error) {
     if (error.status !== 401) {

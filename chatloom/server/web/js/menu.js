@@ -12,7 +12,7 @@ export function openMenu(button, label, items, { above = false } = {}) {
   closeMenu();
   const menu = h("div.menu", { role: "menu", "aria-label": label });
   for (const item of items) menu.append(item ? entry(item) : h("hr", { role: "separator" }));
-  (button.closest("dialog") ?? document.body).append(menu);
+  (button.closest("dialog, main, aside") ?? document.body).append(menu);
   settle(menu, button.getBoundingClientRect(), above);
   button.setAttribute("aria-expanded", "true");
   const outside = (event) => { if (!menu.contains(event.target) && !button.contains(event.target)) close(); };

@@ -138,9 +138,11 @@ export class MessageView {
   // The message becomes a field; `done(text)` is given what was written.
   edit(content, label, note, action, done) {
     this.editing = true;
+    this.article.classList.add("editing");
     const area = h("textarea", { value: content, "aria-label": label, rows: 3 });
     const close = () => {
       this.editing = false;
+      this.article.classList.remove("editing");
       if (this.prose) this.buildAnswer();
       this.update();
     };

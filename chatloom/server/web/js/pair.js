@@ -9,7 +9,7 @@ export class PairView {
   constructor(question, ids) {
     this.question = question;
     this.ids = ids;
-    this.title = h("h3");
+    this.title = h("h2");
     this.hint = h("span.hint");
     this.sides = ids.map((id, index) => this.side(index));
     this.foot = h("div.pair-foot",
@@ -25,7 +25,7 @@ export class PairView {
 
   side(index) {
     const prose = new Prose();
-    const name = h("h4", t(index ? "answerB" : "answerA"));
+    const name = h("h3", t(index ? "answerB" : "answerA"));
     const problem = h("div");
     const pick = h("button.button.pick", { type: "button", onclick: () => this.choose(index) },
       t(index ? "chooseB" : "chooseA"));

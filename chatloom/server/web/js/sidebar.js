@@ -90,7 +90,7 @@ export class Sidebar {
   }
 
   more(button) {
-    const out = state.me.login && { label: t("signOut"), icon: "person", run: () => this.signOut() };
+    const out = !state.me.local && { label: t("signOut"), icon: "person", run: () => this.signOut() };
     openMenu(button, t("more"), [
       { label: t("exportAll"), icon: "download", run: () => exportAll().catch(complain) },
       { label: t("importFile"), note: t("importHint"), icon: "upload", run: () => chooseImport() },

@@ -37,6 +37,7 @@ export class Thread {
 
   draw() {
     const path = state.leaf ? state.tree.path(state.leaf) : [];
+    const before = this.pair?.question;
     this.pair = null;
     if (!path.length) {
       fill(this.element, welcome());
@@ -59,7 +60,8 @@ export class Thread {
     this.list.setAttribute("aria-label", this.title.textContent);
     if (this.list.parentNode !== this.element) fill(this.element, this.title, this.list);
     arrange(this.list, items);
-    this.stay();
+    if (this.pair && this.pair.question !== before) this.toPair();
+    else this.stay();
   }
 
   view(id) {
@@ -77,8 +79,15 @@ export class Thread {
 
   scrolled() {
     const { scrollTop, scrollHeight, clientHeight } = this.element;
-    this.atEnd = scrollHeight - scrollTop - clientHeight < NEAR;
+    this.atEnd = !this.pair && scrollHeight - scrollTop - clientHeight < NEAR;
     this.toLatest.hidden = this.atEnd;
+  }
+
+  // Two answers are read from their beginning.
+  toPair() {
+    this.pair.element.previousElementSibling.scrollIntoView({ block: "start" });
+    this.atEnd = false;
+    this.scrolled();
   }
 
   stay() {
