@@ -200,12 +200,13 @@ def _prepare_sqlite(connection: Any, _: object) -> None:
     )
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
-    for attempt in range(100):
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
         try:
             cursor.execute("PRAGMA journal_mode=WAL")
             break
-        except Exception as error:  # SQLite does not wait for this lock by itself
-            if "locked" not in str(error) or attempt == 99:
+        except Exception as error:  # SQLite does not always wait for this lock by itself
+            if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
     for pragma in ("synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):

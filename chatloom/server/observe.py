@@ -78,8 +78,7 @@ class Metrics:
         first, seconds = generation.first_seconds, generation.seconds
         if made.tokens and first is not None and seconds is not None:
             self.first.labels(model).observe(first)
-            if len(made.tokens) > 1 and seconds > first:
-                self.speed.labels(model).observe((len(made.tokens) - 1) / (seconds - first))
+            self.speed.labels(model).observe(len(made.tokens) / max(seconds, 1e-6))
 
 
 class _Load(Collector):

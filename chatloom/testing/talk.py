@@ -22,12 +22,12 @@ class Talk:
         self, question: Message, content: str, model: str = "tiny", status: Any = "done", **made: Any
     ) -> Message:
         """The assistant answers; several answers to one question are branches."""
-        made = {"sampling": {"temperature": 0.7}, "seed": 7, "prompt_tokens": [1, 2, 3], "tokens": [4, 5]} | made
+        known: dict[str, Any] = {"sampling": {"temperature": 0.7}, "seed": 7, "prompt_tokens": [1, 2, 3], "tokens": [4]}
         return self.store.add_message(
             self.conversation.id,
             parent=question.id,
             role="assistant",
             content=content,
             status=status,
-            made=Made(model, **made),
+            made=Made(model, **known | made),
         )
