@@ -19,9 +19,9 @@ WRITE = {"X-CSRF-Token": "local"}
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Running]:
-    with Store.open(tmp_path / "feedback.db") as store:
-        with serve({"echo": paced(lambda prompt: "It is **so**.")}, store=store) as running:
-            yield running
+    model = paced(lambda prompt: "It is **so**.")
+    with Store.open(tmp_path / "feedback.db") as store, serve({"echo": model}, store=store) as running:
+        yield running
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_what_belongs_to_another_is_not_there(client: httpx.Client, server: Runn
     assert client.get("/api/conversations").json()["conversations"] == []
     assert client.get("/api/export").json()["conversations"] == []
     assert store.conversation(theirs.id, owner="ann").title == "secret"
-    mine, (own,) = asked(client)
+    _, (own,) = asked(client)
     assert client.get(f"/api/messages/{own['id']}/events?also={answer.id}").status_code == 404
 
 

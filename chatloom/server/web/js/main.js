@@ -28,7 +28,7 @@ function build() {
   const thread = new Thread();
   const sidebar = new Sidebar(() => fold(true));
   const composer = new Composer(thread);
-  const middle = h("main", { id: "main" });
+  const middle = h("main", { id: "main", tabindex: "-1" });
   const unfold = iconButton("panel", t("openSidebar"), () => fold(false));
   unfold.classList.add("unfold");
   const again = iconButton("compose", t("newChat"), () => { location.hash = "#/"; });
@@ -37,7 +37,10 @@ function build() {
   const veil = h("button.veil", { type: "button", "aria-label": t("closeSidebar"), tabindex: "-1", onclick: () => fold(true) });
   app.append(sidebar.element, veil, middle);
   fill(document.body,
-    h("a.skip", { href: "#composer", onclick: (event) => { event.preventDefault(); composer.area.focus(); } }, t("skip")),
+    h("a.skip", { href: "#main", onclick: (event) => {
+      event.preventDefault();
+      (composer.area.isConnected ? composer.area : middle).focus();
+    } }, t("skip")),
     app, h("section", { id: "toasts", "aria-label": t("notices") }), h("div.unseen", { id: "announcer", "aria-live": "polite" }));
   app.classList.toggle("folded", narrow.matches || !settings.sidebar);
   parts = { app, fold, thread, sidebar, composer, middle, topbar };
