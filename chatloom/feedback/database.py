@@ -17,9 +17,10 @@ from secrets import token_hex
 from typing import Any, Self
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, StatementError
 
 from chatloom.feedback import migrations
+from chatloom.feedback.tables import TEXTUAL
 
 BUSY_SECONDS = 30.0
 _SQLITE_MAGIC = b"SQLite format 3\0"
@@ -46,13 +47,15 @@ class Database:
         server that cannot be reached; OSError for a full disk.
         """
         url = _url(location)
+        # Errors go to logs, and what people said does not.
+        options: dict[str, Any] = {"pool_size": 8, "max_overflow": 56, "hide_parameters": True}
         if url.get_backend_name() == "sqlite":
             _check_file(Path(url.database or ""))
-            engine = create_engine(url, pool_size=8, max_overflow=56)
+            engine = create_engine(url, **options)
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
         else:
-            engine = create_engine(url, pool_size=8, max_overflow=56, pool_pre_ping=True)
+            engine = create_engine(url, **options, pool_pre_ping=True)
         database = cls(
             engine, url.render_as_string(hide_password=True) if engine.dialect.name != "sqlite" else str(url.database)
         )
@@ -93,14 +96,23 @@ class Database:
             yield connection
 
     def erase(self) -> None:
-        """Make sure that what was deleted is in no file any more: not in free space, not in the log."""
+        """Make sure that what was deleted is in no file of the database any more: not in free space, not in the log.
+
+        PostgreSQL rewrites its tables; its own write-ahead log and backups are its administrator's. Raises OSError if
+        another program's long reading holds on to the log of SQLite.
+        """
         with self._in_words(), self._turn, self._autocommit() as connection:
-            if self.on_sqlite:
-                # Cells that moved between pages leave copies behind in unused space, which only VACUUM rewrites.
-                connection.execute(text("VACUUM"))
-                connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
-            else:
-                connection.execute(text("VACUUM FULL"))
+            if not self.on_sqlite:
+                connection.execute(text(f"VACUUM FULL {', '.join(TEXTUAL)}"))
+                return
+            # Cells that moved between pages leave copies behind in unused space, which only VACUUM rewrites.
+            connection.execute(text("VACUUM"))
+            if connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)")).one()[0]:
+                raise OSError(
+                    errno.EBUSY,
+                    f"{self.place}: what was deleted is gone, but its bytes are in {self.place}-wal for as long as "
+                    "another program reads the database; stop that program and delete something again",
+                )
 
     @contextmanager
     def _autocommit(self) -> Iterator[Connection]:
@@ -114,6 +126,8 @@ class Database:
             yield
         except DBAPIError as error:
             raise in_words(error, self.place) from error
+        except StatementError as error:  # a value that a column cannot hold
+            raise (error.orig or error) from None
 
 
 def in_words(error: DBAPIError, place: str) -> Exception:
@@ -186,12 +200,13 @@ def _prepare_sqlite(connection: Any, _: object) -> None:
     )
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
-    for attempt in range(100):
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
         try:
             cursor.execute("PRAGMA journal_mode=WAL")
             break
-        except Exception as error:  # SQLite does not wait for this lock by itself
-            if "locked" not in str(error) or attempt == 99:
+        except Exception as error:  # SQLite does not always wait for this lock by itself
+            if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
     for pragma in ("synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):

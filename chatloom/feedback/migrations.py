@@ -176,11 +176,12 @@ def version_of(connection: Connection) -> int | None:
     return None if names else 0
 
 
-def migrate(connection: Connection, place: str, *, to: int = VERSION) -> None:
-    """Bring a database to version `to`, within the transaction that `connection` has begun for writing.
+def migrate(connection: Connection, place: str, *, to: int | None = None) -> None:
+    """Bring a database to version `to` (None: the newest), within the writing transaction of `connection`.
 
     Raises ValueError for a database of a newer version and for one that is not Chatloom's; `place` names it.
     """
+    to = VERSION if to is None else to
     on_sqlite = connection.dialect.name == "sqlite"
     if not on_sqlite:
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})

@@ -35,7 +35,7 @@ class Json(TypeDecorator[Any]):
 
     def process_bind_param(self, value: Any, dialect: Any) -> str | None:
         """Python to database."""
-        return None if value is None else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+        return None if value is None else json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
     def process_result_value(self, value: Any, dialect: Any) -> Any:
         """Database to Python."""
@@ -233,3 +233,6 @@ sessions = Table(
     Index("sessions_of_holder", "holder"),
     Index("sessions_of_time", "expires"),
 )
+
+# The tables that hold what people and models said.
+TEXTUAL = tuple(each.name for each in (conversations, messages, made, ratings, pairs, rankings, ranked, edits))

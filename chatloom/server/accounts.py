@@ -75,17 +75,26 @@ LOCAL = Principal("", "admin")
 
 
 class Accounts:
-    """Users, sessions and keys. Synchronous and thread-safe; ValueError with a sentence for what cannot be."""
+    """Users, sessions and keys. Synchronous and thread-safe; ValueError with a sentence for what cannot be.
+
+    Without a database there are the file's keys only, and nobody can sign in.
+    """
 
     def __init__(
-        self, database: Database, key_file: KeyFile | None = None, *, clock: Callable[[], float] = time.time
+        self, database: Database | None, key_file: KeyFile | None = None, *, clock: Callable[[], float] = time.time
     ) -> None:
-        self._database, self._key_file, self._clock = database, key_file, clock
+        self._at, self._key_file, self._clock = database, key_file, clock
+
+    @property
+    def _database(self) -> Database:
+        if self._at is None:
+            raise ValueError("this server has no database, so it has no users and nobody signs in")
+        return self._at
 
     def demanded(self) -> bool:
         """Whether people must say who they are: there is a user or a key file."""
-        if self._key_file is not None:
-            return True
+        if self._key_file is not None or self._at is None:
+            return self._key_file is not None
         with self._database.reading() as connection:
             return connection.execute(select(users.c.name).limit(1)).first() is not None
 
@@ -178,6 +187,8 @@ class Accounts:
         """Who has this key."""
         if self._key_file is not None and (line := self._key_file.find(secret)) is not None:
             return _comes_with(_of_file(line))
+        if self._at is None:
+            return None
         digest = _digest(secret)
         row = self._key_row(f"key-{digest[:12]}")
         return _comes_with(_key(row)) if row is not None and hmac.compare_digest(row.digest, digest) else None
@@ -201,6 +212,8 @@ class Accounts:
 
     def session(self, token: str) -> Principal | None:
         """Who signed in with this token, if they still may: not once it has expired or their key or name is gone."""
+        if self._at is None:
+            return None
         digest = _digest(token)
         with self._database.reading() as connection:
             row = connection.execute(select(sessions).where(sessions.c.id == digest[:16])).first()

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from chatloom.engine.request import Overloaded
+from chatloom.engine.runner import NotFinite
 from chatloom.server import note
 
 RETRY_SECONDS = 1
@@ -109,6 +110,8 @@ def of(error: Exception) -> APIError:
         return error
     if isinstance(error, Overloaded):
         return APIError(503, str(error), code="overloaded", retry_after=RETRY_SECONDS)
+    if isinstance(error, NotFinite):
+        return APIError(500, str(error), code="model_damaged")
     if isinstance(error, ValueError):
         return invalid(str(error))
     return APIError(500, "The server had an error while processing your request; its log has this request's id.")
@@ -145,8 +148,10 @@ def install(app: FastAPI) -> None:
 
 
 def of_validation(problems: Sequence[Any]) -> APIError:
-    """What pydantic found, the first of it, as OpenAI says it."""
-    first = problems[0]
+    """What pydantic found, as OpenAI says it: the first of it, and of a choice the case that came the farthest."""
+    first = max(
+        (each for each in problems if each["loc"][:2] == problems[0]["loc"][:2]), key=lambda each: len(each["loc"])
+    )
     kind = str(first["type"])
     place = [str(part) for part in first["loc"] if not _PARTS.match(str(part))]
     if kind == "json_invalid":

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import hmac
 import ipaddress
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,15 +37,18 @@ SECURITY_HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
-# Without signing in: the page itself and what asks who one is. Everything else needs a principal.
-PUBLIC = ("/", "/health", "/favicon.ico", "/api/me", "/api/login", "/api/logout")
-PUBLIC_FOLDERS = ("/web/",)
+# Open to everybody: nobody is even looked up for these, and only reads are.
+OPEN = ("/health", "/favicon.ico")
+OPEN_FOLDER = "/web/"
+# Without signing in: the page itself, and what signs in. Everything else needs a principal.
+PUBLIC = ("/", "/api/me", "/api/login", "/api/logout")
 # Paths that need a permission of `accounts.PERMISSIONS`, with all below them.
 PERMISSION_OF_PATH = {
     "/metrics": "read_metrics",
     "/api/requests": "read_requests",
     "/api/accounts": "manage_accounts",
 }
+_log = logging.getLogger("chatloom.server")
 _HARMLESS = ("GET", "HEAD", "OPTIONS")
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _PROXIED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
@@ -110,6 +114,11 @@ class Guard:
         except APIError as error:
             await error.response()(scope, receive, guarded)
             return
+        except OSError as error:
+            _log.error("%s", error)
+            busy = APIError(503, "The server's database does not answer; please try again.", retry_after=1)
+            await busy.response()(scope, receive, guarded)
+            return
         try:
             await self._app(scope, receive, guarded)
         except Exception as error:
@@ -122,10 +131,9 @@ class Guard:
         headers, path, method = Headers(scope=scope), scope["path"], scope["method"]
         _check_path(path)
         host = self._check_host(headers)
-        public = path in PUBLIC or path.startswith(PUBLIC_FOLDERS)
-        bearer = _bearer(headers)
-        if path.startswith(PUBLIC_FOLDERS) and method in _HARMLESS:
+        if method in _HARMLESS and (path in OPEN or path.startswith(OPEN_FOLDER)):
             return None
+        public, bearer = path in PUBLIC, _bearer(headers)
         if bearer is None and (not public or method not in _HARMLESS):
             _check_site(headers, host)
         token = None if bearer is not None else session_token(scope)

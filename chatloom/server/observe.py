@@ -78,8 +78,7 @@ class Metrics:
         first, seconds = generation.first_seconds, generation.seconds
         if made.tokens and first is not None and seconds is not None:
             self.first.labels(model).observe(first)
-            if len(made.tokens) > 1 and seconds > first:
-                self.speed.labels(model).observe((len(made.tokens) - 1) / (seconds - first))
+            self.speed.labels(model).observe(len(made.tokens) / max(seconds, 1e-6))
 
 
 class _Load(Collector):
@@ -204,8 +203,7 @@ class Observe:
         one.seconds = time.monotonic() - one.started
         self._metrics.requests.labels(one.path, one.status or 499).inc()
         self._metrics.seconds.labels(one.path).observe(one.seconds)
-        found = {name: value for name, value in asdict(one).items() if value not in (None, "") and name != "started"}
-        log("request", **found)
+        log_request(one)
         if one.method == "POST" and one.path.startswith(RECORDED):
             fields = {name: value for name, value in asdict(one).items() if name not in ("started", "method")}
             self._past.add(PastRequest(**fields | {"status": one.status or 499}))
@@ -238,6 +236,13 @@ class _Sending:
 def log(event: str, *, level: int = logging.INFO, **fields: Any) -> None:
     """One line; `fields` are numbers and names."""
     logger.log(level, event, extra={"fields": fields})
+
+
+def log_request(one: Note) -> None:
+    """The line of a request that has ended."""
+    known = {name: value for name, value in asdict(one).items() if value not in (None, "") and name != "started"}
+    fields = {name: round(value, 4) if isinstance(value, float) else value for name, value in known.items()}
+    logger.info("request", extra={"fields": fields})
 
 
 def places(error: BaseException) -> list[str]:

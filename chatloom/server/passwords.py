@@ -24,7 +24,7 @@ def hashed(password: str) -> str:
     if not SHORTEST <= len(password) <= LONGEST:
         raise ValueError(f"a password has {SHORTEST} to {LONGEST} characters; this one has {len(password)}")
     salt = secrets.token_bytes(16)
-    return "$".join(("scrypt", str(_COST), str(_BLOCK), str(_PARALLEL), _text(salt), _text(_scrypt(password, salt))))
+    return _stored(salt, _scrypt(password, salt, _COST, _BLOCK, _PARALLEL))
 
 
 def matches(password: str, stored: str | None) -> bool:
@@ -34,7 +34,7 @@ def matches(password: str, stored: str | None) -> bool:
     return hmac.compare_digest(given, _bytes(digest)) and stored is not None
 
 
-def _scrypt(password: str, salt: bytes, cost: int = _COST, block: int = _BLOCK, parallel: int = _PARALLEL) -> bytes:
+def _scrypt(password: str, salt: bytes, cost: int, block: int, parallel: int) -> bytes:
     with _AT_ONCE:
         return hashlib.scrypt(
             password.encode("utf-8", "surrogatepass"),
@@ -49,7 +49,11 @@ def _scrypt(password: str, salt: bytes, cost: int = _COST, block: int = _BLOCK, 
 
 def _nobody() -> str:
     """A hash of no password, of today's cost."""
-    return "$".join(("scrypt", str(_COST), str(_BLOCK), str(_PARALLEL), _text(bytes(16)), _text(bytes(32))))
+    return _stored(bytes(16), bytes(32))
+
+
+def _stored(salt: bytes, digest: bytes) -> str:
+    return "$".join(("scrypt", str(_COST), str(_BLOCK), str(_PARALLEL), _text(salt), _text(digest)))
 
 
 def _text(data: bytes) -> str:

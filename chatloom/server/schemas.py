@@ -6,7 +6,7 @@ ignoring it changes nothing about the answer (labels such as `user`, and default
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, StringConstraints, model_serializer
 
 MAX_STOPS = 16
 MAX_CHOICES = 128
@@ -187,7 +187,12 @@ class AnswerMessage(BaseModel):
     content: str | None
     refusal: str | None = None
     tool_calls: list[ToolCall] | None = None
-    function_call: ToolFunction | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_calls(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Calls are there where there are some, as clients of OpenAI's expect."""
+        found: dict[str, Any] = handler(self)
+        return {name: value for name, value in found.items() if name != "tool_calls" or value}
 
 
 class ChatChoice(BaseModel):

@@ -167,5 +167,5 @@ def _me(principal: Principal | None, token: str | None) -> dict[str, Any]:
 
 
 def throttle() -> LoginThrottle:
-    """A fresh one, for `app.state.login_throttle`."""
+    """One for an application, at `app.state.login_throttle`."""
     return LoginThrottle()

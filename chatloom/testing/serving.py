@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class Running:
     app: FastAPI
     models: ServedModels
 
-    @property
+    @cached_property
     def client(self) -> openai.OpenAI:
         """The official client, which does not try again."""
         return openai.OpenAI(base_url=f"{self.base_url}/v1", api_key="none", max_retries=0, timeout=30)
@@ -61,10 +62,15 @@ class Running:
         return openai.AsyncOpenAI(base_url=f"{self.base_url}/v1", api_key="none", max_retries=0, timeout=30)
 
 
+def listening_socket() -> socket.socket:
+    """On a free port of loopback."""
+    return socket.create_server(("127.0.0.1", 0))
+
+
 @contextlib.contextmanager
 def run_server(app: FastAPI) -> Iterator[str]:
     """Serve an app in a thread; gives its address."""
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = listening_socket()
     server = Server(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()

@@ -21,12 +21,13 @@ class Talk:
     def answer(
         self, question: Message, content: str, model: str = "tiny", status: Any = "done", **made: Any
     ) -> Message:
-        made = {"sampling": {"temperature": 0.7}, "seed": 7, "prompt_tokens": [1, 2, 3], "tokens": [4, 5]} | made
+        """The assistant answers; several answers to one question are branches."""
+        known: dict[str, Any] = {"sampling": {"temperature": 0.7}, "seed": 7, "prompt_tokens": [1, 2, 3], "tokens": [4]}
         return self.store.add_message(
             self.conversation.id,
             parent=question.id,
             role="assistant",
             content=content,
             status=status,
-            made=Made(model, **made),
+            made=Made(model, **known | made),
         )
