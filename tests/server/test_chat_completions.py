@@ -265,7 +265,6 @@ def test_labels_and_defaults_spelled_out_are_taken(tiny_server: Running) -> None
         stop=None,
         logit_bias={},
         response_format={"type": "text"},
-        parallel_tool_calls=True,
     )
 
 
