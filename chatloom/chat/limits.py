@@ -71,7 +71,7 @@ def _work() -> Work:
 # --- what is counted ------------------------------------------------------------------------------------------
 
 
-def _size(value: Any) -> int:
+def size(value: Any) -> int:
     """Characters of a text, or of all that a list or mapping holds; stops when it is too much."""
     if isinstance(value, str):
         return len(value)
@@ -95,7 +95,7 @@ def _check_argument(value: Any) -> int:
     """Refuse a number that could be the length of something; the size of anything else."""
     if isinstance(value, int) and abs(value) > MAX_NUMBER:
         raise TemplateLimitError(f"it gives the number {value:.3g} to a function; at most {MAX_NUMBER:,}")
-    return _size(value)
+    return size(value)
 
 
 def _counted(value: Any) -> Any:
@@ -141,7 +141,7 @@ class _Rounds:
 
 def _made(value: Any) -> Any:
     """A list, tuple or mapping that the template wrote down."""
-    _work().step(_size(value))
+    _work().step(size(value))
     return value
 
 
@@ -170,7 +170,7 @@ def _limited(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 def _result(value: Any) -> Any:
     if isinstance(value, (str, list, tuple, dict)):
-        _work().step(_size(value))
+        _work().step(size(value))
     return value
 
 
@@ -220,14 +220,14 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         if operator == "*":
             for many, once in ((left, right), (right, left)):
                 if isinstance(many, (str, list, tuple)) and isinstance(once, int):
-                    work.step(_size(many) * max(once, 0))
+                    work.step(size(many) * max(once, 0))
         if operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() + right.bit_length() if operator == "*" else left.bit_length() * max(right, 0)
             if bits > 4096:
                 raise TemplateLimitError("it computes an enormous number")
         if operator == "%" and isinstance(left, str):
             _check_format(left)
-        work.step(_size(left) + _size(right) if isinstance(left, (str, list, tuple)) else 0)
+        work.step(size(left) + size(right) if isinstance(left, (str, list, tuple)) else 0)
         return super().call_binop(context, operator, left, right)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:

@@ -18,14 +18,18 @@ reply begins, which cannot occur when serving either. (Tokenizers that put a bla
 only, as sentencepiece does, would put it before each piece here; byte-level ones have no such rule.)
 """
 
+import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
+from chatloom.chat.calls import HERMES, CallForm
 from chatloom.chat.message import Conversation, Message, Role
 from chatloom.chat.templates import ChatTemplate
+from chatloom.chat.tools import form_of, written
 from chatloom.tokenizers.bpe import Tokenizer
 
 TrainOn = Literal["all", "last"]
@@ -87,8 +91,39 @@ class ChatFormat:
         self._marker_pattern = re.compile(f"{_PLACEHOLDER.pattern}|{self._special_pattern.pattern}")
         self._strips = {text: tokenizer.strips(text) for text in special}
         named = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token, "pad_token": tokenizer.pad_token}
-        self._variables = {name: text for name, text in named.items() if text is not None}
+        self._variables: dict[str, Any] = {name: text for name, text in named.items() if text is not None}
+        self._tools: Sequence[Mapping[str, Any]] = ()
         self._shapes: dict[tuple[tuple[Role, ...], bool], tuple[_Step, ...] | None] = {}
+
+    def with_tools(self, tools: Sequence[Mapping[str, Any]]) -> "ChatFormat":
+        """This format for conversations whose assistant may call these tools, as chat APIs describe them.
+
+        Conversations with calls and results are rendered with or without. ValueError, where the template knows tools,
+        for one whose description contains a special token.
+        """
+        knows = self._known_form is not None
+        bound = copy(self)
+        bound._tools, bound._shapes = tuple(tools), {}
+        if tools and knows:
+            self._refuse_special("a tool", json.dumps(bound._tools, ensure_ascii=False))
+            bound._variables = {**self._variables, "tools": list(tools)}
+        return bound
+
+    @property
+    def call_form(self) -> CallForm:
+        """How calls of tools are written in an answer."""
+        return self._known_form or HERMES
+
+    @cached_property
+    def _known_form(self) -> CallForm | None:
+        """The form of a template that knows tools."""
+
+        def render(messages: Conversation, tools: Sequence[Mapping[str, Any]]) -> str:
+            variables = {**self._variables, "tools": list(tools)}
+            ask = messages[-1].role != "assistant"
+            return self.template.render(messages, add_generation_prompt=ask, variables=variables)
+
+        return form_of(render, self.tokenizer.token(self.end_of_turn), list(self._special))
 
     def render(self, conversation: Conversation, *, train_on: TrainOn = "all") -> Rendered:
         """Return the tokens of the whole conversation and its loss mask.
@@ -102,6 +137,7 @@ class ChatFormat:
         """Return `[render(c) for c in conversations]`, with all texts encoded in one batch."""
         if train_on not in ("all", "last"):
             raise ValueError(f'train_on is {train_on!r}; it must be "all" or "last"')
+        conversations = [self._as_written(conversation) for conversation in conversations]
         pieces = [self._pieces(conversation, add_generation_prompt=False) for conversation in conversations]
         encode = self._encoder(pieces)
         rendered = []
@@ -126,6 +162,7 @@ class ChatFormat:
             if not conversation or conversation[-1].role == "assistant":
                 last = "is empty" if not conversation else "ends with the assistant's own turn"
                 raise ValueError(f"the conversation {last}; a prompt ends with what the user said")
+        conversations = [self._as_written(conversation) for conversation in conversations]
         pieces = [self._pieces(conversation, add_generation_prompt=True) for conversation in conversations]
         encode = self._encoder(pieces)
         return [[token for content, _ in its_pieces for token in encode(content)] for its_pieces in pieces]
@@ -220,6 +257,24 @@ class ChatFormat:
             encoded = dict(zip(texts, self.tokenizer.encode_batch(texts)))
         return lambda content: encoded[content] if isinstance(content, str) else (content,)
 
+    def _as_written(self, messages: Conversation) -> Conversation:
+        """The messages that the template is given: tools are text in them where it does not know any."""
+        if not self._tools and not any(message.tool_calls or message.role == "tool" for message in messages):
+            return messages
+        if self._known_form is None:
+            return written(messages, self._tools)
+        for index, message in enumerate(messages):
+            for call in message.tool_calls:
+                self._refuse_special(f"message {index}", json.dumps(call.values, ensure_ascii=False))
+        return messages
+
+    def _refuse_special(self, what: str, content: str) -> None:
+        if found := self._special_pattern.search(content):
+            raise ValueError(
+                f"{what} contains the special token {found.group()}, and this chat template edits or "
+                "inspects what it is given, so the two cannot be told apart; take it out"
+            )
+
     def _pieces(self, messages: Conversation, *, add_generation_prompt: bool) -> list[_Piece]:
         """Return the tokens and texts that make up a conversation."""
         steps, contents = self._fit(messages, add_generation_prompt=add_generation_prompt)
@@ -234,7 +289,7 @@ class ChatFormat:
     def _fit(self, messages: Conversation, *, add_generation_prompt: bool) -> tuple[tuple[_Step, ...], Sequence[str]]:
         """Return steps and the contents to fill in that give exactly the text which the template gives."""
         text = self._text(messages, add_generation_prompt=add_generation_prompt)
-        steps = self._shape(tuple(message.role for message in messages), add_generation_prompt)
+        steps = self._shape(messages, add_generation_prompt)
         contents = [message.content for message in messages]
         if steps is not None:
             for candidate in (contents, [content.strip() for content in contents]):
@@ -242,24 +297,26 @@ class ChatFormat:
                 if "".join(filled) == text:
                     return steps, candidate
         for index, content in enumerate(contents):
-            if found := self._special_pattern.search(content):
-                raise ValueError(
-                    f"message {index} contains the special token {found.group()}, and this chat template edits or "
-                    "inspects what messages say, so the two cannot be told apart; take it out of the message"
-                )
+            self._refuse_special(f"message {index}", content)
         return self._steps(text, messages, markers=self._special_pattern), ()
 
-    def _shape(self, roles: tuple[Role, ...], add_generation_prompt: bool) -> tuple[_Step, ...] | None:
-        """Return the steps for conversations of these roles; None where the template mishandles placeholders."""
-        key = (roles, add_generation_prompt)
-        if key not in self._shapes:
-            messages = tuple(Message(role, _placeholder(index)) for index, role in enumerate(roles))
-            steps: tuple[_Step, ...] | None
-            text = self._text(messages, add_generation_prompt=add_generation_prompt)
-            if sorted(int(number) for number in _PLACEHOLDER.findall(text)) == list(range(len(roles))):
-                steps = self._steps(text, messages, markers=self._marker_pattern)
-            else:
-                steps = None
+    def _shape(self, messages: Conversation, add_generation_prompt: bool) -> tuple[_Step, ...] | None:
+        """Return the steps for conversations like this one; None where the template mishandles placeholders."""
+        key = (tuple(message.role for message in messages), add_generation_prompt)
+        with_calls = any(message.tool_calls for message in messages)
+        if with_calls or key not in self._shapes:
+            marked = tuple(
+                # Templates ask whether a message that calls tools says something as well.
+                replace(message, content="" if message.tool_calls and not message.content else _placeholder(index))
+                for index, message in enumerate(messages)
+            )
+            text = self._text(marked, add_generation_prompt=add_generation_prompt)
+            expected = [index for index, message in enumerate(marked) if message.content]
+            steps: tuple[_Step, ...] | None = None
+            if sorted(int(number) for number in _PLACEHOLDER.findall(text)) == expected:
+                steps = self._steps(text, marked, markers=self._marker_pattern)
+            if with_calls:
+                return steps
             self._shapes[key] = steps
         return self._shapes[key]
 

@@ -100,8 +100,9 @@ class ChatTemplate:
         refuses the conversation (`raise_exception`) or fails.
         """
         context = {**(variables or {}), "messages": to_dicts(messages)}
-        limits.begin(sum(len(message["content"]) for message in context["messages"]))
+        limits.begin()
         try:
+            limits.begin(limits.size([context["messages"], context.get("tools", ())]))
             return self._compiled.render(**context, add_generation_prompt=add_generation_prompt)
         except _FAILURES as error:
             raise ValueError(f"the chat template cannot render this conversation: {error}") from error

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from chatloom.engine.grammar import Grammar
+from chatloom.chat.calls import CallForm
+from chatloom.engine.grammar import IN_LISTS, IN_MAPPINGS, MAX_CALLS, SINGLE, Grammar, GrammarError
 from chatloom.tokenizers.bpe import Tokenizer
 
 if TYPE_CHECKING:
@@ -34,10 +35,8 @@ _BIASES = np.where(np.arange(256)[:, None] >> np.arange(8) & 1, 0, -np.inf).asty
 _MOST_TRIES = 100  # to find the part of a schema that an error is about
 # Small models like to write blanks for ever, so there may be one, or a line end and an indentation.
 _LAYOUT = {"whitespace_pattern": r" ?|\n {0,16}"}
-# Where a JSON schema has schemas: in a mapping, in a list, or itself.
-_IN_MAPPINGS = ("$defs", "definitions", "properties", "patternProperties")
-_IN_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
-_SINGLE = ("items", "additionalProperties", "not", "if", "then", "else")
+# As chat templates write calls, so that a call in a conversation that goes on has the tokens that it had when it came.
+_CALL_LAYOUT = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
 
 
 class Matcher:
@@ -178,8 +177,11 @@ class Grammars:
         written = self._written(grammar)
         parser = self._parser(written)
         if parser.is_error():
-            raise ValueError(self._explained(grammar, parser.get_error()))
-        self._begun(parser, ()).bias()  # something must fit
+            raise self._explained(grammar, parser.get_error())
+        try:
+            self._begun(parser, ()).bias()  # something must fit
+        except ValueError as error:
+            raise GrammarError(str(error)) from error
         return parser
 
     def _begun(self, parser: "LLMatcher", ends: Sequence[int]) -> Matcher:
@@ -198,11 +200,7 @@ class Grammars:
         elif grammar.kind == "choice":
             written = matcher.grammar_from_regex("|".join(map(_literal, json.loads(source))))
         elif grammar.kind == "tool_call":
-            asked = json.loads(source)
-            parts = [json.dumps(asked["before"]), "call", json.dumps(asked["after"])]
-            start = " ".join(part for part in parts if part != '""')
-            schema = json.dumps({"anyOf": _calls(asked["tools"]), "x-guidance": _LAYOUT})
-            written = matcher.grammar_from_lark(f"start: {start}\ncall: %json {schema}")
+            written = matcher.grammar_from_lark(_of_calls(json.loads(source)))
         else:
             written = self._of_schema(json.loads(source))
         return written
@@ -211,21 +209,25 @@ class Grammars:
         written: str = self._guidance.LLMatcher.grammar_from_json_schema(json.dumps({**schema, "x-guidance": _LAYOUT}))
         return written
 
-    def _explained(self, grammar: Grammar, message: str) -> str:
+    def _explained(self, grammar: Grammar, message: str) -> GrammarError:
         """An error in the words of who wrote the grammar."""
         if grammar.kind in ("json", "json_schema"):
-            return self._explained_schema("the JSON schema", json.loads(grammar.source), message)
+            return GrammarError(self._explained_schema("the JSON schema", json.loads(grammar.source), message))
         if grammar.kind == "tool_call":
-            for name, schema in json.loads(grammar.source)["tools"].items():
+            asked = json.loads(grammar.source)
+            parts: list[tuple[str | None, Any]] = [*asked["tools"].items()]
+            parts += [(None, asked["otherwise"])] if isinstance(asked["otherwise"], dict) else []
+            for tool, schema in parts:
                 own = self._parser(self._of_schema(schema)).get_error()
                 if own:
-                    return self._explained_schema(f"the parameters of tool {name!r}", schema, own)
-            return f"the tools cannot be used: {_first_line(message)}"
+                    what = "the JSON schema" if tool is None else f"the parameters of tool {tool!r}"
+                    return GrammarError(self._explained_schema(what, schema, own), tool=tool)
+            return GrammarError(f"the tools cannot be used: {_first_line(message)}")
         what = "the regular expression" if grammar.kind == "regex" else "the choices"
         reason = re.search(r"error: (.*)", message)
         marked = re.search(r"^    (.*)\n    ( *)\^", message, re.MULTILINE)
         place = "" if marked is None else f" at character {len(marked[2])} ({grammar.source[len(marked[2]) :]!r:.40})"
-        return f"{what} is wrong{place}: {reason[1] if reason else _first_line(message)}"
+        return GrammarError(f"{what} is wrong{place}: {reason[1] if reason else _first_line(message)}")
 
     def _explained_schema(self, what: str, schema: Mapping[str, Any], message: str) -> str:
         """As above, with the smallest part of the schema that has the same error by itself."""
@@ -245,44 +247,45 @@ class Grammars:
         return f"{what} is wrong at {place}: {' '.join(message.split())}"
 
 
-def _calls(tools: Mapping[str, Any]) -> list[Any]:
-    """The schema of a call of each tool; references within its parameters lead to where they now are."""
-    return [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": name},
-                "arguments": _moved(parameters, f"#/anyOf/{index}/properties/arguments"),
-            },
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for index, (name, parameters) in enumerate(tools.items())
-    ]
+def _of_calls(asked: Mapping[str, Any]) -> str:
+    """The grammar of tool calls. Of the text before them the parser takes no more than up to the first mark."""
+    form = CallForm(**asked["form"])
+    calls, rules = list[str](), list[str]()
+    for index, (name, parameters) in enumerate(asked["tools"].items()):
+        calls.append(f"{_quoted(name + form.middle)} arguments_{index}")
+        rules.append(f"arguments_{index}: %json {json.dumps({**parameters, 'x-guidance': _CALL_LAYOUT})}")
+    rules.append(f"call: {' | '.join(calls)}")
+    more = f"({_quoted(form.next)} call){{0,{MAX_CALLS - 1}}}" if asked["many"] and form.next is not None else ""
+    rules.append(f"calls: call {more} {_quoted(form.last)}")
+    begun, otherwise = f"{_quoted(form.first)} calls", asked["otherwise"]
+    if otherwise is None:
+        start = begun
+    elif otherwise == "text":
+        start = f"TEXT | before {_quoted(form.first.removeprefix(form.mark))} calls"
+        mark = _literal(form.mark)
+        rules.append(f"TEXT: /(?s:.*)/ & ~/(?s:.*){mark}(?s:.*)/")
+        rules.append(f"before[lazy]: /(?s:.*)/ /{mark}/")
+    else:
+        start = f"other | {begun}"
+        rules.append(f"other: %json {json.dumps({**otherwise, 'x-guidance': _LAYOUT})}")
+    return "\n".join([f"start: {start}", *rules])
 
 
-def _moved(part: Any, root: str) -> Any:
-    if isinstance(part, list):
-        return [_moved(each, root) for each in part]
-    if not isinstance(part, dict):
-        return part
-    moved = {key: each if key in ("const", "enum") else _moved(each, root) for key, each in part.items()}
-    reference = moved.get("$ref")
-    if isinstance(reference, str) and reference.startswith("#"):
-        moved["$ref"] = root + reference[1:]
-    return moved
+def _quoted(text: str) -> str:
+    """A text as a grammar writes it; nothing where it is empty."""
+    return json.dumps(text, ensure_ascii=False) if text else ""
 
 
 def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The schemas right within a schema, and the steps of a JSON pointer to them."""
     found: list[tuple[str, Any]] = []
-    for key in _IN_MAPPINGS:
+    for key in IN_MAPPINGS:
         if isinstance(schema.get(key), dict):
             found += [(f"{key}/{name}", inner) for name, inner in schema[key].items()]
-    for key in _IN_LISTS:
+    for key in IN_LISTS:
         if isinstance(schema.get(key), list):
             found += [(f"{key}/{index}", inner) for index, inner in enumerate(schema[key])]
-    found += [(key, schema[key]) for key in _SINGLE if key in schema]
+    found += [(key, schema[key]) for key in SINGLE if key in schema]
     return ((step, inner) for step, inner in found if isinstance(inner, dict))
 
 

@@ -1,19 +1,17 @@
 """/v1/chat/completions: a conversation in, the assistant's next turn out, whole or as it is written.
 
-`asked` turns a body into a prompt, a grammar and a reader; the reader turns the model's text into what clients see
-(text, or calls of tools: `tools`).
+Neighbours of one role become one message. What may be called and how the answer is read is for `tools` to say.
 """
 
-from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from chatloom.chat.message import Message, Role
-from chatloom.engine.grammar import Grammar
-from chatloom.server import answering, errors, logprobs
+from chatloom.chat.message import Message, Role, conversation, tool_calls
+from chatloom.chat.message import ToolCall as Call
+from chatloom.server import answering, errors, logprobs, tools
 from chatloom.server.events import DONE, EventStream, event
 from chatloom.server.generation import Generation
 from chatloom.server.schemas import (
@@ -32,63 +30,31 @@ from chatloom.server.served import Served
 router = APIRouter()
 
 
-class Reader(Protocol):
-    """Reads one answer as it comes."""
-
-    def push(self, piece: str) -> list[dict[str, Any]]:
-        """What clients see of a piece: deltas such as {"content": piece} or {"tool_calls": [...]}."""
-
-    def finish(self, reason: FinishReason) -> tuple[list[dict[str, Any]], FinishReason]:
-        """What is left to see, and why the answer ended."""
-
-
-class PlainReader:
-    """Text is text."""
-
-    def push(self, piece: str) -> list[dict[str, Any]]:
-        """The piece."""
-        return [{"content": piece}]
-
-    def finish(self, reason: FinishReason) -> tuple[list[dict[str, Any]], FinishReason]:
-        """Nothing is left."""
-        return [], reason
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What is asked of a model."""
-
-    messages: tuple[Message, ...]
-    grammar: Grammar | None = None
-    reader: Callable[[], Reader] = PlainReader
-
-
-async def asked(body: ChatBody, served: Served) -> Asked:
-    """What a body asks. APIError or ValueError for what cannot be had."""
-    for name in ("tools", "functions", "response_format"):
-        given = getattr(body, name)
-        if given and given != {"type": "text"}:
-            raise errors.invalid(f"{name} is not supported.", param=name, code="unsupported_parameter")
-    return Asked(conversation_of(body.messages))
-
-
 @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=errors.RESPONSES)
 async def create(body: ChatBody, request: Request) -> Response:
     """The assistant's next turn."""
     served = answering.models_of(request).find(body.model)
     _check(body)
-    wanted = await asked(body, served)
-    prompt = await served.chat_tokens(wanted.messages)
+    messages = conversation_of(body.messages)
+    use = tools.asked(
+        body.tools,
+        body.tool_choice,
+        parallel=body.parallel_tool_calls,
+        format=body.response_format,
+        format_of_calls=lambda: served.format.call_form,
+    )
+    prompt = await served.chat_tokens(messages, use.tools)
     sampling = answering.sampling_of(
         body,
         served,
         max_tokens=body.max_completion_tokens or body.max_tokens,
         stop_tokens=served.format.stop_tokens,
         top_logprobs=body.top_logprobs or 0,
-        grammar=wanted.grammar,
+        grammar=use.grammar,
     )
-    generations = await answering.several(served, prompt, sampling, body.n or 1)
-    answer = _Answer(body, served, wanted, generations)
+    with use.blame():
+        generations = await answering.several(served, prompt, sampling, body.n or 1)
+    answer = _Answer(body, served, use, generations)
     if body.stream:
         return EventStream(answer.chunks())
     whole = await answering.unless_gone(request, answer.whole())
@@ -109,10 +75,10 @@ def _check(body: ChatBody) -> None:
 class _Answer:
     """The answers of one request."""
 
-    def __init__(self, body: ChatBody, served: Served, wanted: Asked, generations: Sequence[Generation]) -> None:
+    def __init__(self, body: ChatBody, served: Served, use: tools.ToolUse, generations: Sequence[Generation]) -> None:
         self.body, self.served, self.generations = body, served, generations
         self.id, self.created = answering.new_id("chatcmpl-"), answering.now()
-        self.readers = [wanted.reader() for _ in generations]
+        self.readers = [use.reader() for _ in generations]
         self.noted = [logprobs.Noted(served.tokenizer, each) if body.logprobs else None for each in generations]
 
     async def whole(self) -> ChatCompletion:
@@ -120,10 +86,10 @@ class _Answer:
         messages: list[list[dict[str, Any]]] = [[] for _ in self.generations]
         async for number, piece in answering.merged(self.generations):
             if piece is not None:
-                messages[number] += self.readers[number].push(piece)
+                messages[number] += self._read(number, piece)
         choices = []
-        for number, (generation, noted) in enumerate(zip(self.generations, self.noted)):
-            rest, reason = self.readers[number].finish(answering.reason_of(generation))
+        for number, noted in enumerate(self.noted):
+            rest, reason = self._finish(number)
             content = None if noted is None else ChatLogprobs(content=noted.chat(ended=True))
             message = joined([*messages[number], *rest])
             choices.append(ChatChoice(index=number, message=message, logprobs=content, finish_reason=reason))
@@ -139,14 +105,14 @@ class _Answer:
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """As it comes. What goes wrong on the way is an event with an error."""
         try:
-            for number in range(len(self.generations)):
-                yield self._chunk(number, {"role": "assistant", "content": "", "refusal": None})
+            for number, reader in enumerate(self.readers):
+                content = None if reader.may_call else ""
+                yield self._chunk(number, {"role": "assistant", "content": content, "refusal": None})
             async for number, piece in answering.merged(self.generations):
                 if piece is None:
-                    reason = answering.reason_of(self.generations[number])
-                    deltas, reason = self.readers[number].finish(reason)
+                    deltas, reason = self._finish(number)
                 else:
-                    deltas, reason = self.readers[number].push(piece), None
+                    deltas, reason = self._read(number, piece), None
                 noted = self.noted[number]
                 fresh = None if noted is None else noted.chat(ended=piece is None)
                 for place, delta in enumerate(deltas):
@@ -161,6 +127,16 @@ class _Answer:
             yield event(errors.of(error).told())
         finally:
             answering.give_up(self.generations)
+
+    def _read(self, number: int, piece: str) -> list[dict[str, Any]]:
+        deltas = self.readers[number].push(piece)
+        if self.readers[number].done:
+            self.generations[number].cancel()
+        return deltas
+
+    def _finish(self, number: int) -> tuple[list[dict[str, Any]], FinishReason]:
+        reader = self.readers[number]
+        return reader.finish("stop" if reader.done else answering.reason_of(self.generations[number]))
 
     def _head(self) -> dict[str, Any]:
         head = {
@@ -209,28 +185,42 @@ def joined(deltas: Sequence[dict[str, Any]]) -> AnswerMessage:
 # --- messages -------------------------------------------------------------------------------------------------
 
 
-def conversation_of(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
-    """The conversation that clients' messages are.
+def conversation_of(messages: Sequence[ChatMessage], name: str = "messages") -> tuple[Message, ...]:
+    """The conversation that clients' messages are, which are those of the parameter `name`.
 
     Theirs need not alternate: neighbours of one role become one message, an empty line between them.
     """
     found: list[Message] = []
     for index, message in enumerate(messages):
-        param = f"messages[{index}]"
-        if message.role in ("tool", "function") or message.tool_calls or message.function_call:
-            raise errors.invalid("Messages of tools are not supported.", param=param, code="unsupported_value")
-        role: Role = "system" if message.role in ("system", "developer") else message.role  # type: ignore[assignment]
+        param = f"{name}[{index}]"
+        if message.role == "function" or message.function_call:
+            raise errors.invalid("Functions are not supported; use tools.", param=param, code="unsupported_value")
+        role: Role = "system" if message.role == "developer" else message.role
         text = text_of(message, param)
-        if found and found[-1].role == role:
-            found[-1] = Message(role, f"{found[-1].content}\n\n{text}")
+        calls = calls_of(message, param)
+        last = found[-1] if found else None
+        if last is not None and last.role == role != "tool" and not last.tool_calls:
+            found[-1] = Message(role, "\n\n".join(each for each in (last.content, text) if each), calls)
         else:
-            found.append(Message(role, text))
-    late = [index for index, message in enumerate(found) if message.role == "system" and index > 0]
-    if late:
-        raise errors.invalid("A system message may only open the conversation.", param="messages")
-    if found[-1].role != "user":
-        raise errors.invalid("The last message must be the user's.", param="messages")
-    return tuple(found)
+            found.append(Message(role, text, calls, message.tool_call_id or ""))
+    if any(message.role == "system" for message in found[1:]):
+        raise errors.invalid("A system message may only open the conversation.", param=name)
+    if found[-1].role not in ("user", "tool"):
+        raise errors.invalid("The last message must be the user's, or the result of a tool.", param=name)
+    try:
+        return conversation(found)
+    except ValueError as error:
+        raise errors.invalid(f"Invalid '{name}': {error}.", param=name) from error
+
+
+def calls_of(message: ChatMessage, param: str) -> tuple[Call, ...]:
+    """The calls that a message makes. APIError for what is none."""
+    if not message.tool_calls:
+        return ()
+    try:
+        return tool_calls(message.tool_calls)
+    except ValueError as error:
+        raise errors.invalid(f"Invalid '{param}.tool_calls': {error}.", param=f"{param}.tool_calls") from error
 
 
 def text_of(message: ChatMessage, param: str) -> str:

@@ -47,11 +47,14 @@ class Served:
         """Most tokens of a prompt and its answer."""
         return self.model.engine.context_length
 
-    async def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
+    async def chat_tokens(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, param: str = "messages"
+    ) -> list[int]:
         """The tokens that ask for the next answer of a conversation. APIError where they leave no room for one."""
-        self._refuse_endless(sum(len(message.content) for message in messages), "messages")
-        tokens = await asyncio.to_thread(self.format.prompt, tuple(messages))
-        self.refuse_long(tokens, "messages")
+        self._refuse_endless(sum(len(message.content) for message in messages), param)
+        written = self.format.with_tools(tools) if tools else self.format
+        tokens = await asyncio.to_thread(written.prompt, tuple(messages))
+        self.refuse_long(tokens, param)
         return tokens
 
     async def text_tokens(self, text: str) -> list[int]:

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import chatloom
+from chatloom.chat.calls import HERMES, CallForm, read_calls
+from chatloom.chat.message import ToolCall
 from chatloom.engine.engine import Engine
-from chatloom.engine.grammar import MAX_CHARACTERS, Grammar
+from chatloom.engine.grammar import MAX_CALLS, MAX_CHARACTERS, Grammar
 from chatloom.engine.request import Completion, SamplingParams
 from chatloom.testing.models import tiny_llama
 from chatloom.testing.tokenizer import byte_tokenizer
@@ -44,6 +46,8 @@ TOOLS = [
         },
     },
 ]
+
+NEVER = {"properties": {"x": {"type": "integer", "minimum": 5, "maximum": 3}}, "required": ["x"]}
 
 
 def answer(grammar: Grammar, **changes: Any) -> Completion:
@@ -156,6 +160,74 @@ def test_a_tool_call_has_the_arguments_of_its_tool() -> None:
     assert names == {"add", "find"}
 
 
+def made(grammar: Grammar, form: CallForm = HERMES, **changes: Any) -> tuple[str, list[tuple[str, Any]]]:
+    """What an answer says and calls; each call fits its tool."""
+    completion = answer(grammar, **changes)
+    said, calls = read_calls(completion.text, form)
+    for call in calls:
+        fine = fits(call.values, PERSON | {"properties": call_schema()}) if call.name == "add" else False
+        assert fine or (call.name == "find" and call.values.get("way") in ("up", "down")), completion.text
+        assert json.dumps(call.values, ensure_ascii=False) == call.arguments  # as templates write it
+    return said, [(call.name, call.values) for call in calls]
+
+
+def test_an_answer_of_several_calls() -> None:
+    grammar = Grammar.tool_calls(TOOLS, HERMES)
+    counts = set()
+    for seed in range(12):
+        said, calls = made(grammar, seed=seed)
+        assert said == ""
+        counts.add(len(calls))
+    assert min(counts) >= 1
+    assert max(counts) > 1
+    one = Grammar.tool_calls(TOOLS, HERMES, many=False)
+    assert {len(made(one, seed=seed)[1]) for seed in range(8)} == {1}
+    single = CallForm('{"name": "', '", "parameters": ', None, "}")
+    assert {len(made(Grammar.tool_calls(TOOLS, single), single, seed=seed)[1]) for seed in range(8)} == {1}
+
+
+def test_there_is_an_end_to_calling() -> None:
+    nothing = {"type": "object", "properties": {}, "additionalProperties": False}
+    eager = {TOKENIZER.encode(",")[0]: 100.0}
+    grammar = Grammar.tool_calls([{"name": "f", "parameters": nothing}], CallForm("<", ">", ",", ";"))
+    text = answer(grammar, logit_bias=eager).text
+    assert text == "<" + ",".join(["f>{}"] * MAX_CALLS) + ";"
+
+
+def test_text_or_calls_or_text_and_then_calls() -> None:
+    grammar = Grammar.tool_calls(TOOLS, HERMES, otherwise="text")
+    for seed in range(4):
+        said, calls = made(grammar, seed=seed, max_tokens=30)
+        assert HERMES.mark not in said
+        assert calls == []
+    # Who begins as calls begin must call; who does not may end at any time.
+    whole = HERMES.text("Well, <tool_call", (ToolCall("find", '{"way": "up"}'),))
+    matcher = ENGINE._matcher(grammar, (END,))
+    for place, token in enumerate(TOKENIZER.encode(whole)):
+        bias = matcher.bias()
+        assert bias[token] == 0
+        assert (bias[END] == 0) == (HERMES.mark not in whole[:place])
+        matcher.take(token)
+    assert matcher.bias()[END] == 0
+    assert matcher.bias()[TOKENIZER.encode("x")[0]] < 0
+    beginning = ENGINE._matcher(grammar, (END,))
+    for token in TOKENIZER.encode("<tool_call>"):
+        beginning.take(token)
+    assert beginning.forced(20) == TOKENIZER.encode('\n{"name": "')
+
+
+def test_json_or_calls() -> None:
+    grammar = Grammar.tool_calls(TOOLS, HERMES, otherwise=PERSON)
+    kinds = set()
+    for seed in range(20):
+        said, calls = made(grammar, seed=seed, temperature=2.0)
+        assert bool(said) != bool(calls)
+        if said:
+            assert fits(json.loads(said), PERSON | {"properties": call_schema()})
+        kinds.add(bool(said))
+    assert kinds == {True, False}
+
+
 def call_schema() -> Any:
     return {"name": {"type": "string", "maxLength": 5}, "age": {"type": "integer", "minimum": 0, "maximum": 99}}
 
@@ -239,6 +311,14 @@ def test_samples_streams_and_threads_have_parsers_of_their_own() -> None:
             Grammar.tool_call([{"name": "f", "parameters": {"properties": {"x": {"type": "strin"}}}}]),
             "parameters of tool 'f' is wrong at #/properties/x",
         ),
+        (
+            Grammar.tool_calls([{"name": "f"}], HERMES, otherwise={"properties": {"x": {"type": "strin"}}}),
+            "the JSON schema is wrong at #/properties/x",
+        ),
+        (
+            Grammar.tool_calls([{"name": "f", "parameters": NEVER}, {"name": "g"}], HERMES, otherwise="text"),
+            "parameters of tool 'f' is wrong at #: .*'x' is unsatisfiable",
+        ),
     ],
 )
 def test_an_error_names_the_place_before_anything_runs(grammar: Grammar, message: str) -> None:
@@ -262,6 +342,13 @@ def test_an_error_names_the_place_before_anything_runs(grammar: Grammar, message
         (lambda: Grammar.tool_call([]), "one tool at least"),
         (lambda: Grammar.tool_call([{"name": "a"}, {"name": "a"}]), "no other tool"),
         (lambda: Grammar.tool_call([{"name": "a", "parameters": 3}]), "parameters of tool 'a'"),
+        (
+            lambda: Grammar.tool_call([{"name": "a", "parameters": {"type": "array"}}]),
+            "of type 'array'; it must be 'ob",
+        ),
+        (lambda: Grammar.tool_call([{"name": "two words"}]), "it must be 1 to 64 of a-z"),
+        (lambda: Grammar.tool_calls(TOOLS, HERMES, otherwise="words"), "otherwise is 'words'"),  # type: ignore[arg-type]
+        (lambda: Grammar.tool_calls(TOOLS, CallForm("{", ":", ",", "}"), otherwise={}), "ask for one or the other"),
         (lambda: Grammar.regex("a" * (MAX_CHARACTERS + 1)), "make it smaller"),
         (lambda: Grammar("yaml", ""), "must be one of json"),  # type: ignore[arg-type]
         (lambda: SamplingParams(grammar="json"), "a Grammar such as"),  # type: ignore[arg-type]
