@@ -19,11 +19,12 @@ from chatloom.testing.serving import serve
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 SETTINGS = {"offer": False, "sampling": {"seed": 7, "max_tokens": 220, "temperature": 0.7}}
-COLOURS = 128
+COLOURS = 256
 
 
 def save(page: Page, name: str) -> None:
     """A picture of what is shown, in few colours and so small."""
+    page.mouse.move(2, 300)
     page.wait_for_timeout(400)
     picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
     picture.quantize(COLOURS, dither=Image.Dither.NONE).save(DOCS / name, optimize=True)

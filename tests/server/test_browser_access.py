@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browsing import NO_OFFERS, Site, Visit
+from openai import OpenAI
 from playwright.sync_api import Page, expect
 
 Visits = Callable[..., Visit]
@@ -69,6 +70,18 @@ def test_accessible_everywhere(visit: Visits, scheme: str) -> None:
     page.get_by_role("link", name="The loop").click()
     expect(page.locator(".bars")).to_be_visible()
     check(page)
+
+
+def test_past_requests_are_shown_to_whom_may_see_them(visit: Visits, site: Site) -> None:
+    client = OpenAI(base_url=f"{site.address}/v1", api_key="none")
+    client.chat.completions.create(model="weaver", messages=[{"role": "user", "content": "hi"}])
+    person = visit().open()
+    person.button("More", within=".sidebar-foot").click()
+    person.page.get_by_role("menuitem", name="Past requests").click()
+    row = person.page.locator("tbody tr").first
+    expect(row).to_contain_text("/v1/chat/completions")
+    expect(row).to_contain_text("weaver")
+    check(person.page)
 
 
 def test_by_keyboard_alone(visit: Visits, site: Site) -> None:

@@ -59,6 +59,7 @@ export const api = {
   export: (conversation) => get(`/export?${query({ conversation })}`),
   import: (conversations) => post("/import", { conversations }),
   loop: () => get("/loop"),
+  requests: (failed) => get(`/requests?${query({ limit: 200, failed })}`),
 };
 
 export const eventsAddress = (message) => `/api/messages/${message}/events`;

@@ -9,12 +9,15 @@ import { loopView } from "/web/js/loop.js";
 import { modelPicker, settleModel } from "/web/js/models.js";
 import { openRanking } from "/web/js/ranking.js";
 import { change, settings } from "/web/js/remembered.js";
+import { requestsView } from "/web/js/requests.js";
 import { applyTheme } from "/web/js/settings.js";
 import { Sidebar } from "/web/js/sidebar.js";
 import { emit, on, state } from "/web/js/state.js";
 import { t } from "/web/js/texts.js";
 import { Thread } from "/web/js/thread.js";
 
+// Views beside the conversations, by their address; labeling and assistants will be further ones.
+const PAGES = { loop: ["loopTitle", loopView], requests: ["requests", requestsView] };
 const narrow = matchMedia("(max-width: 820px)");
 let parts = null;
 
@@ -53,11 +56,12 @@ function showThread() {
 async function route() {
   const [, view, id] = location.hash.split("/");
   if (narrow.matches) parts.fold(true);
-  if (view === "loop") {
+  if (PAGES[view]) {
+    const [key, make] = PAGES[view];
     const back = h("a.button.bare", { href: state.conversation ? `#/c/${state.conversation.id}` : "#/" }, t("backToChat"));
-    fill(parts.middle, h("header.topbar", parts.topbar.firstChild.cloneNode(true), back), loopView());
+    fill(parts.middle, h("header.topbar", parts.topbar.firstChild.cloneNode(true), back), make());
     parts.middle.querySelector(".unfold").addEventListener("click", () => parts.fold(false));
-    document.title = `${t("loopTitle")} · ${t("appName")}`;
+    document.title = `${t(key)} · ${t("appName")}`;
     return;
   }
   showThread();
