@@ -222,14 +222,16 @@ def test_what_one_server_writes_another_on_its_database_shows(
     conversation, (message,) = asked(client)
     engine.say(5)
     store: Store = server.app.state.store
-    with serve({"echo": paced(lambda prompt: "no")}, store=store) as other:
-        with httpx.Client(base_url=other.base_url, headers=WRITE, timeout=20) as elsewhere:
-            with elsewhere.stream("GET", f"/api/messages/{message['id']}/events") as looking:
-                told = (json.loads(line[6:]) for line in looking.iter_lines() if line)
-                assert next(event for event in told if event["blocks"])["blocks"] == ["<p>It is</p>\n"]
-                engine.release()
-                assert list(told)[-1]["message"]["content"] == "It is **so**."
-            assert elsewhere.get(f"/api/conversations/{conversation}").json()["messages"][-1]["status"] == "done"
+    with (
+        serve({"echo": paced(lambda prompt: "no")}, store=store) as other,
+        httpx.Client(base_url=other.base_url, headers=WRITE, timeout=20) as elsewhere,
+    ):
+        with elsewhere.stream("GET", f"/api/messages/{message['id']}/events") as looking:
+            told = (json.loads(line[6:]) for line in looking.iter_lines() if line)
+            assert next(event for event in told if event["blocks"])["blocks"] == ["<p>It is</p>\n"]
+            engine.release()
+            assert list(told)[-1]["message"]["content"] == "It is **so**."
+        assert elsewhere.get(f"/api/conversations/{conversation}").json()["messages"][-1]["status"] == "done"
 
 
 def test_an_answer_whose_server_is_gone_is_stopped_and_can_go_on(
