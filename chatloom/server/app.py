@@ -14,7 +14,7 @@ from fastapi.openapi.utils import get_openapi
 
 import chatloom
 from chatloom.feedback.store import Store
-from chatloom.server import errors, observe, openai, page, sign_in
+from chatloom.server import errors, observe, openai, page, responses, sign_in
 from chatloom.server.accounts import Accounts
 from chatloom.server.bodies import BodyLimits
 from chatloom.server.guard import Door, Guard, check_door
@@ -65,7 +65,7 @@ def create_app(models: ServedModels, store: Store, settings: Settings | None = N
     app.include_router(openai.router)
     app.include_router(sign_in.router)
     shown = page.install(app, store, models)
-    # responses.router (tools) comes here.
+    app.include_router(responses.router)
     app.add_middleware(BodyLimits)  # the innermost first
     app.add_middleware(RateLimits, default=settings.limits)
     app.add_middleware(Guard, accounts=accounts, door=settings.door)
