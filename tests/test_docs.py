@@ -90,7 +90,7 @@ def test_options_are_typed_as_listed(verb: str) -> None:
     """Every option, given with the default that the list shows, makes the config that no option makes."""
     config = importlib.import_module(VERBS[verb][0]).Config
     options = [option for group in generated_docs.groups_of(config) for option in group.options]
-    required = {option.field: "somewhere" for option in options if option.default is None}
+    required = {option.field: _something(option.kind) for option in options if option.default is None}
     either = {"steps": 3} if verb == "pretrain" else {}
     words: list[str] = []
     for option in options:
@@ -99,8 +99,18 @@ def test_options_are_typed_as_listed(verb: str) -> None:
             words.append(option.name if default == "True" else f"--no-{option.name.removeprefix('--')}")
         elif not option.positional and option.default != "":  # one that may come many times comes not at all
             words += [option.name, *(default.split() if " and " in option.kind else [default])]
-    words += [required[option.field] for option in options if option.positional]
-    assert parse(verb, config, words) == config(**required, **either)
+    words += [required[option.field] for option in options if option.positional and option.field in required]
+    several = {
+        option.field: (required[option.field],)
+        for option in options
+        if option.kind == "texts" and option.field in required
+    }
+    assert parse(verb, config, words) == config(**required | several, **either)
+
+
+def _something(kind: str) -> str:
+    """A value that an option of this kind takes; the first, where it says which."""
+    return kind.split("`")[1] if kind.startswith("`") else "somewhere"
 
 
 def test_a_field_has_one_name_in_a_stage() -> None:

@@ -7,13 +7,14 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, delete, exists, insert, or_, select, update
+from sqlalchemy import Connection, Row, Select, delete, exists, insert, null, or_, select, update
 
 from chatloom.feedback import tables as t
 from chatloom.feedback.database import Database, new_id, now, storable
 from chatloom.feedback.records import STATUSES, Conversation, Made, Message, NotFound, Role, Status
 
 _MADE = [column for column in t.made.c if column.name != "message"]
+_TOKENS = ("prompt_tokens", "tokens")
 _NEEDS = {"user": "assistant", "assistant": "user"}
 
 
@@ -165,13 +166,14 @@ def _conversation(connection: Connection, id: str, owner: str | None) -> Convers
     return Conversation(**row._mapping)
 
 
-def _messages() -> Select[Any]:
-    return select(t.messages, *_MADE).outerjoin(t.made, t.made.c.message == t.messages.c.id)
+def _messages(*, tokens: bool = True) -> Select[Any]:
+    made = [column if tokens or column.name not in _TOKENS else null().label(column.name) for column in _MADE]
+    return select(t.messages, *made).outerjoin(t.made, t.made.c.message == t.messages.c.id)
 
 
-def tree(connection: Connection, conversation: str) -> list[Message]:
-    """Every message of a conversation, oldest first."""
-    query = _messages().where(t.messages.c.conversation == conversation)
+def tree(connection: Connection, *conversations: str, tokens: bool = True) -> list[Message]:
+    """Every message of these conversations, oldest first; without `tokens` they are left where they are."""
+    query = _messages(tokens=tokens).where(t.messages.c.conversation.in_(conversations))
     return [_message(row) for row in connection.execute(query.order_by(t.messages.c.created, t.messages.c.id))]
 
 
@@ -199,6 +201,7 @@ def _message(row: Row[Any]) -> Message:
     if parts["model"] is None:
         return Message(**values)
     seed = parts.pop("seed")
+    parts |= {name: parts[name] or [] for name in _TOKENS}
     return Message(**values, made=Made(**parts, seed=None if seed is None else int(seed)))
 
 

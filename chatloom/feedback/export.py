@@ -13,15 +13,15 @@ import gzip
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from chatloom import runtime
 from chatloom.chat.message import Conversation, to_dicts
 from chatloom.feedback.consensus import Judged, Labelled, agreed, answer_of, comparisons, labels
-from chatloom.feedback.judgements import Judgements, answers_of
-from chatloom.feedback.records import KINDS, Edit, Feedback, Kind, Rating
+from chatloom.feedback.judgements import Judgements
+from chatloom.feedback.records import KINDS, Edit, Feedback, Kind, Rating, answers_of, kind_of
 
 Target = Literal["reward", "pairs", "kto", "sft"]
 TARGETS: tuple[str, ...] = get_args(Target)
@@ -57,12 +57,16 @@ class Wanted:
                 raise ValueError(f"the kind is {kind!r}; it must be one of {', '.join(KINDS)}")
 
     def of(self, store: Judgements) -> Iterator[Feedback]:
-        """The feedback that fits."""
-        filters = {"model": self.model, "since": self.since, "rater": self.rater, "consent": self.consent}
-        for kind in self.kinds or KINDS:
-            for judgement in store.feedback(kind, **filters):  # type: ignore[arg-type]  # a literal of KINDS
-                if self._fits(judgement):
-                    yield judgement
+        """The feedback that fits, without tokens."""
+        found = store.feedback(
+            self.kinds or None,
+            model=self.model,
+            since=self.since,
+            rater=self.rater,
+            consent=self.consent,
+            tokens=False,
+        )
+        return (judgement for judgement in found if self._fits(judgement))
 
     def _fits(self, judgement: Feedback) -> bool:
         if self.until is not None and judgement.created >= self.until:
@@ -103,9 +107,22 @@ def export(
     one for each judgement. Raises ValueError for a filter that the target has no use for.
     """
     wanted = _check(to, Wanted() if wanted is None else wanted)
+    return export_of(wanted.of(store), to, wanted, deduplicate=deduplicate, scrub=scrub)
+
+
+def export_of(
+    feedback: Iterable[Feedback],
+    to: Target,
+    wanted: Wanted,
+    *,
+    deduplicate: bool = True,
+    scrub: Callable[[Sequence[str]], list[str]] | None = None,
+) -> Exported:
+    """The rows of feedback that fits `wanted`; what the target is not made of is passed over."""
+    kinds = _check(to, wanted).kinds
     done = Exported()
-    feedback = list(_usable(wanted.of(store), done))
-    rows = _MAKERS[to](feedback, deduplicate, done)
+    usable = list(_usable((each for each in feedback if kind_of(each) in kinds), done))
+    rows = _MAKERS[to](usable, deduplicate, done)
     if scrub is not None:
         rows = (_scrubbed(row, scrub) for row in rows)
     seen: set[str] = set()
@@ -170,7 +187,7 @@ def _check(to: Target, wanted: Wanted) -> Wanted:
         kinds = tuple(kind for kind in kinds if kind == "rating")
         if not kinds:
             raise ValueError("--tag and --rating are about ratings; leave --kinds out, or name rating")
-    return Wanted(**{**wanted.__dict__, "kinds": kinds})
+    return replace(wanted, kinds=kinds)
 
 
 def _usable(feedback: Iterable[Feedback], done: Exported) -> Iterator[Feedback]:

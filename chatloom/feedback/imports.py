@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from sqlalchemy import insert
 
@@ -52,7 +53,7 @@ class Imports(Database):
         for index, message in enumerate(coming.messages):
             _check_turn(coming.messages, index)
             ids.append(new_id(now()))
-            row = {"id": ids[-1], "conversation": made.id, "role": message.role, "status": "done"}
+            row: dict[str, Any] = {"id": ids[-1], "conversation": made.id, "role": message.role, "status": "done"}
             row["parent"] = None if message.parent is None else ids[message.parent]
             row["content"] = storable(message.content, "a message")
             rows.append(row | {"created": message.created, "updated": message.created})

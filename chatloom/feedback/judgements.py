@@ -13,7 +13,7 @@ from chatloom.chat import message as chat
 from chatloom.feedback import tables as t
 from chatloom.feedback.conversations import find_message, path_in, tree
 from chatloom.feedback.database import Database, new_id, now, storable
-from chatloom.feedback.records import KINDS, Edit, Feedback, Kind, Message, Pair, Ranking, Rating
+from chatloom.feedback.records import KINDS, RECORDS, Feedback, Kind, Message, answers_of
 
 
 class Judgements(Database):
@@ -93,45 +93,41 @@ class Judgements(Database):
 
     def feedback(
         self,
-        kind: Kind | None = None,
+        kind: Kind | Sequence[Kind] | None = None,
         *,
         model: str | None = None,
         since: float | None = None,
         rater: str | None = None,
         consent: bool | None = True,
         conversation: str | None = None,
+        tokens: bool = True,
     ) -> Iterator[Feedback]:
         """Every judgement that fits, oldest conversation first, with its prompt and answers. `consent=None`: any.
 
-        A model fits if it made one of the answers. One conversation is in memory at a time.
+        A model fits if it made one of the answers. Without `tokens` the answers come without theirs, which is quicker.
+        A few conversations are in memory at a time, and what they hold is of one moment.
         """
-        if kind is not None and kind not in KINDS:
-            raise ValueError(f"the kind is {kind!r}; it must be one of {', '.join(KINDS)}")
-        kinds = KINDS if kind is None else (kind,)
+        kinds = KINDS if kind is None else (kind,) if isinstance(kind, str) else tuple(kind)
+        for each in kinds:
+            if each not in KINDS:
+                raise ValueError(f"the kind is {each!r}; it must be one of {', '.join(KINDS)}")
         wanted = {each: _fitting(_TABLES[each], since, rater, consent, conversation) for each in kinds}
         with self.reading() as connection:
             ids: set[str] = set()
             for each in kinds:
                 column = _TABLES[each].c.conversation
                 ids |= set(connection.execute(select(column).distinct().where(*wanted[each])).scalars())
-        for id in sorted(ids):
+        ordered = sorted(ids)
+        for start in range(0, len(ordered), _AT_ONCE):
             with self.reading() as connection:
-                found = list(_judgements(connection, id, {each: wanted[each] for each in kinds}))
+                found = _judgements(connection, ordered[start : start + _AT_ONCE], wanted, tokens=tokens)
             for judgement in found:
                 if model is None or any(answer.made and answer.made.model == model for answer in answers_of(judgement)):
                     yield judgement
 
 
-_TABLES: dict[str, Table] = {"rating": t.ratings, "pair": t.pairs, "ranking": t.rankings, "edit": t.edits}
-
-
-def answers_of(judgement: Feedback) -> list[Message]:
-    """The answers that were judged, best first where that was said."""
-    if isinstance(judgement, Pair):
-        return [judgement.chosen, judgement.rejected]
-    if isinstance(judgement, Ranking):
-        return [answer for group in judgement.groups for answer in group]
-    return [judgement.answer]
+_TABLES: dict[Kind, Table] = {"rating": t.ratings, "pair": t.pairs, "ranking": t.rankings, "edit": t.edits}
+_AT_ONCE = 50  # conversations
 
 
 # --- within a transaction -----------------------------------------------------------------------------------------
@@ -195,42 +191,48 @@ def _fitting(
     return wanted
 
 
-def _judgements(connection: Connection, conversation: str, wanted: dict[str, list[Any]]) -> Iterator[Feedback]:
-    """The judgements of one conversation."""
-    messages = {each.id: each for each in tree(connection, conversation)}
-    system = connection.execute(
-        select(t.conversations.c.system).where(t.conversations.c.id == conversation)
-    ).scalar_one_or_none()
+def _judgements(
+    connection: Connection, conversations: Sequence[str], wanted: dict[Kind, list[Any]], *, tokens: bool
+) -> list[Feedback]:
+    """The judgements of some conversations: by conversation, kind and time."""
+    messages = {each.id: each for each in tree(connection, *conversations, tokens=tokens)}
+    c = t.conversations.c
+    query = select(c.id, c.system).where(c.id.in_(conversations))
+    systems = {row.id: row.system for row in connection.execute(query)}
+    found: dict[str, list[Feedback]] = {id: [] for id in conversations}
     for kind, conditions in wanted.items():
         table = _TABLES[kind]
-        query = select(table).where(table.c.conversation == conversation, *conditions).order_by(table.c.created)
-        for row in connection.execute(query).mappings().all():
-            values = dict(row)
-            values.pop("answers", None)
+        here = table.c.conversation.in_(conversations)
+        rows = connection.execute(select(table).where(here, *conditions).order_by(table.c.created)).mappings().all()
+        groups = _groups(connection, [row["id"] for row in rows], messages) if kind == "ranking" else {}
+        for row in rows:
+            values = {name: value for name, value in row.items() if name not in ("answers", "message")}
             if kind == "ranking":
-                places = connection.execute(
-                    select(t.ranked.c.message, t.ranked.c.place)
-                    .where(t.ranked.c.ranking == row["id"])
-                    .order_by(t.ranked.c.place, t.ranked.c.message)
-                ).all()
-                groups: dict[int, list[Message]] = {}
-                for message, place in places:
-                    groups.setdefault(place, []).append(messages[message])
-                values["groups"] = tuple(tuple(groups[place]) for place in sorted(groups))
-                first = places[0].message
+                values["groups"] = groups[row["id"]]
+                first = groups[row["id"]][0][0].id
             elif kind == "pair":
                 first = row["chosen"]
                 values |= {"chosen": messages[row["chosen"]], "rejected": messages[row["rejected"]]}
             else:
-                first = values.pop("message")
+                first = row["message"]
                 values["answer"] = messages[first]
-            values["prompt"] = _prompt(system, path_in(messages, first)[:-1])
+            values["prompt"] = _prompt(systems[row["conversation"]], path_in(messages, first)[:-1])
             if kind == "rating":
                 values["tags"] = tuple(values["tags"])
-            yield _RECORDS[kind](**values)
+            found[row["conversation"]].append(RECORDS[kind](**values))
+    return [each for id in conversations for each in found[id]]
 
 
-_RECORDS: dict[str, Any] = {"rating": Rating, "pair": Pair, "ranking": Ranking, "edit": Edit}
+def _groups(
+    connection: Connection, rankings: Sequence[str], messages: dict[str, Message]
+) -> dict[str, tuple[tuple[Message, ...], ...]]:
+    """The answers of each ranking, by place."""
+    c = t.ranked.c
+    places: dict[str, dict[int, list[Message]]] = {}
+    query = select(t.ranked).where(c.ranking.in_(rankings)).order_by(c.ranking, c.place, c.message)
+    for row in connection.execute(query):
+        places.setdefault(row.ranking, {}).setdefault(row.place, []).append(messages[row.message])
+    return {id: tuple(map(tuple, groups.values())) for id, groups in places.items()}
 
 
 def _prompt(system: str | None, path: Sequence[Message]) -> chat.Conversation:

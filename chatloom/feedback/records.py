@@ -14,7 +14,7 @@ Status = Literal["running", "done", "stopped", "failed"]
 Kind = Literal["rating", "pair", "ranking", "edit"]
 ROLES: tuple[str, ...] = get_args(Role)
 STATUSES: tuple[str, ...] = get_args(Status)
-KINDS: tuple[str, ...] = get_args(Kind)
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class NotFound(ValueError):
@@ -111,6 +111,21 @@ class Edit(Judgement):
 
 
 Feedback = Rating | Pair | Ranking | Edit
+RECORDS: dict[Kind, type[Any]] = {"rating": Rating, "pair": Pair, "ranking": Ranking, "edit": Edit}
+
+
+def kind_of(judgement: Feedback) -> Kind:
+    """The name of a judgement's kind."""
+    return next(kind for kind, record in RECORDS.items() if isinstance(judgement, record))
+
+
+def answers_of(judgement: Feedback) -> list[Message]:
+    """The answers that were judged, best first where that was said."""
+    if isinstance(judgement, Pair):
+        return [judgement.chosen, judgement.rejected]
+    if isinstance(judgement, Ranking):
+        return [answer for group in judgement.groups for answer in group]
+    return [judgement.answer]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,16 @@
 """What feedback there is: its kinds, models and raters, how far raters agree, and what it would train."""
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
 from chatloom.feedback.agreement import Agreement, agreement, both_ways
 from chatloom.feedback.consensus import pair_values
-from chatloom.feedback.export import TARGETS, Wanted, export
-from chatloom.feedback.judgements import Judgements, answers_of
-from chatloom.feedback.records import KINDS, Edit, Feedback, Kind, Message, Pair, Ranking, Rating
+from chatloom.feedback.export import TARGETS, Wanted, export_of
+from chatloom.feedback.judgements import Judgements
+from chatloom.feedback.records import KINDS, Feedback, Message, Pair, Ranking, Rating, answers_of, kind_of
 
 UNKNOWN = "unknown"  # the model of an answer that nobody made here, as of an imported conversation
 
@@ -63,8 +63,8 @@ class Statistics:
 def statistics(store: Judgements, wanted: Wanted | None = None) -> Statistics:
     """Count what fits (without filters: everything)."""
     wanted = Wanted() if wanted is None else wanted
-    given = list(wanted.of(store))
-    everything = sum(1 for _ in Wanted(**{**wanted.__dict__, "consent": None}).of(store))
+    everything = list(replace(wanted, consent=None).of(store))
+    given = [each for each in everything if wanted.consent is None or each.consent == wanted.consent]
     by_model: dict[str, Counter[str]] = {}
     by_rater: dict[str, Counter[str]] = {}
     by_kind: Counter[str] = Counter()
@@ -77,8 +77,8 @@ def statistics(store: Judgements, wanted: Wanted | None = None) -> Statistics:
     ratings = [judgement for judgement in given if isinstance(judgement, Rating)]
     times = [judgement.created for judgement in given]
     return Statistics(
-        total=everything,
-        withheld=everything - len(given),
+        total=len(everything),
+        withheld=len(everything) - len(given),
         by_kind={kind: by_kind[kind] for kind in KINDS},
         by_model={model: dict(by_model[model]) for model in sorted(by_model)},
         by_rater={rater: dict(by_rater[rater]) for rater in sorted(by_rater)},
@@ -89,16 +89,10 @@ def statistics(store: Judgements, wanted: Wanted | None = None) -> Statistics:
             "ratings": agreement(_values(ratings)),
             "pairs": _of_pairs(given),
         },
-        trainable={to: _trainable(store, to, wanted) for to in TARGETS},
+        trainable={to: _trainable(given, to, wanted) for to in TARGETS},
         first=min(times, default=None),
         last=max(times, default=None),
     )
-
-
-def kind_of(judgement: Feedback) -> Kind:
-    """The name of a judgement's kind."""
-    kinds: dict[type[Any], Kind] = {Rating: "rating", Pair: "pair", Ranking: "ranking", Edit: "edit"}
-    return kinds[type(judgement)]
 
 
 def model_of(answer: Message) -> str:
@@ -108,9 +102,9 @@ def model_of(answer: Message) -> str:
     return answer.made.model if answer.made.adapter is None else f"{answer.made.model}+{answer.made.adapter}"
 
 
-def _trainable(store: Judgements, to: Any, wanted: Wanted) -> Trainable:
+def _trainable(given: Sequence[Feedback], to: Any, wanted: Wanted) -> Trainable:
     try:
-        done = export(store, to, wanted)
+        done = export_of(given, to, wanted)
     except ValueError:  # filters that this target has no use for
         return Trainable(0, 0, ())
     return Trainable(len(done.rows), done.num_pairs, tuple(done.notes))

@@ -25,7 +25,7 @@ class Config:
     """Users and API keys: who may use a server."""
 
     # What to do. `remove` takes a user's name or a key's id.
-    action: tyro.conf.Positional[Literal["add-user", "set-password", "add-key", "list", "remove"]]
+    action: tyro.conf.Positional[Literal["list", "add-user", "set-password", "add-key", "remove"]]
     # The user's name; for `add-key`, the user who will own the key; for `remove`, also a key's id.
     name: tyro.conf.Positional[str] = ""
     # The server's database: a file, or a PostgreSQL URL.

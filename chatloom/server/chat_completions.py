@@ -30,7 +30,7 @@ from chatloom.server.served import Served
 router = APIRouter()
 
 
-@router.post("/v1/chat/completions", response_model=ChatCompletion, responses=errors.RESPONSES)
+@router.post("/v1/chat/completions", response_model=ChatCompletion, responses=errors.STREAMED)
 async def create(body: ChatBody, request: Request) -> Response:
     """The assistant's next turn."""
     served = answering.models_of(request).find(body.model)

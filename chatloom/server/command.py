@@ -34,7 +34,7 @@ class Config:
 
     # Runs, Hugging Face folders, .gguf files, hub ids or names of the catalogue such as smollm2; NAME=REF gives one
     # another name, by which clients ask for it.
-    models: Annotated[tuple[str, ...], tyro.conf.Positional]
+    models: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="REF [REF ...]")]
     # Where to listen. Elsewhere than on this machine it demands keys or users.
     host: str = "127.0.0.1"
     # And on which port; 0 takes a free one.

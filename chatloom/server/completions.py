@@ -35,7 +35,7 @@ class Prompt:
     num_added: int  # of the tokens, those before the text
 
 
-@router.post("/v1/completions", response_model=TextCompletion, responses=errors.RESPONSES)
+@router.post("/v1/completions", response_model=TextCompletion, responses=errors.STREAMED)
 async def create(body: CompletionBody, request: Request) -> Response:
     """Continue texts."""
     served = answering.models_of(request).find(body.model)

@@ -40,8 +40,8 @@ class NewConversation(BaseModel):
     """How a conversation begins."""
 
     model_config = ConfigDict(extra="forbid")
-    title: str = Field("", max_length=200)
-    system: str = Field("", max_length=20_000)
+    title: str = Field(default="", max_length=200)
+    system: str = Field(default="", max_length=20_000)
 
 
 class Changed(BaseModel):
@@ -115,13 +115,13 @@ class Sampling(BaseModel):
     """How answers are sampled."""
 
     model_config = ConfigDict(extra="forbid")
-    temperature: float = Field(0.7, ge=0, le=10)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=1)
-    min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float = Field(1.0, gt=0, le=10)
-    max_tokens: int = Field(512, ge=1, le=1_000_000)
-    seed: int | None = Field(None, ge=0, lt=2**63)
+    temperature: float = Field(default=0.7, ge=0, le=10)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    repetition_penalty: float = Field(default=1.0, gt=0, le=10)
+    max_tokens: int = Field(default=512, ge=1, le=1_000_000)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
 
     def params(self) -> SamplingParams:
         """As the engine takes them."""
@@ -132,9 +132,11 @@ class Asked(BaseModel):
     """Who shall answer: one model `n` times, or several `models` once each."""
 
     model_config = ConfigDict(extra="forbid")
-    model: str | None = Field(None, max_length=300)
-    models: list[Annotated[str, Field(max_length=300)]] | None = Field(None, min_length=1, max_length=MAX_ANSWERS)
-    n: int = Field(1, ge=1, le=MAX_ANSWERS)
+    model: str | None = Field(default=None, max_length=300)
+    models: list[Annotated[str, Field(max_length=300)]] | None = Field(
+        default=None, min_length=1, max_length=MAX_ANSWERS
+    )
+    n: int = Field(default=1, ge=1, le=MAX_ANSWERS)
     sampling: Sampling = Sampling()
 
 

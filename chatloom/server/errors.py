@@ -201,6 +201,13 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
+# And where it may stream.
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "The answer."},
+    **RESPONSES,
+}
+
+
 def only(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Of `RESPONSES` those that a route may answer."""
     return {status: RESPONSES[status] for status in statuses}

@@ -14,6 +14,7 @@ import ipaddress
 import logging
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -99,6 +100,8 @@ class Guard:
 
     def __init__(self, app: ASGIApp, *, accounts: Accounts, door: Door = Door()) -> None:
         self._app, self._accounts, self._door = app, accounts, door
+        # Of its own: who asks is known while other threads are busy with long prompts.
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="guard")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -138,7 +141,8 @@ class Guard:
             _check_site(headers, host)
         token = None if bearer is not None else session_token(scope)
         local = self._door.on_loopback and not any(name in headers for name in _PROXIED)
-        principal = await asyncio.to_thread(self._who, bearer, token, local)
+        loop = asyncio.get_running_loop()
+        principal = await loop.run_in_executor(self._threads, self._who, bearer, token, local)
         if principal is None:
             if not public:
                 raise _stranger(bearer)
@@ -221,7 +225,11 @@ def _check_site(headers: Headers, host: str) -> None:
     origin, site = headers.get("origin"), headers.get("sec-fetch-site")
     foreign = origin is not None and (origin == "null" or urlsplit(origin).netloc.lower() != host)
     if foreign or site in ("cross-site", "same-site"):
-        raise APIError(403, "Requests from other web sites are not accepted.", code="cross_site_request")
+        message = (
+            "Requests from other web sites are not accepted. (If this is our own page behind a proxy: let the proxy "
+            "pass the Host header on.)"
+        )
+        raise APIError(403, message, code="cross_site_request")
 
 
 def _check_csrf(headers: Headers, token: str | None) -> None:

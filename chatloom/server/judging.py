@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from chatloom.feedback.export import Wanted, export
-from chatloom.feedback.records import KINDS, Message
+from chatloom.feedback.records import KINDS, Message, Rating
 from chatloom.feedback.statistics import statistics
 from chatloom.feedback.store import Store
 from chatloom.server import errors
@@ -28,8 +28,8 @@ class Rated(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     value: Literal[-1, 0, 1]
-    tags: list[Annotated[str, Field(max_length=40)]] = Field([], max_length=20)
-    comment: str = Field("", max_length=4000)
+    tags: list[Annotated[str, Field(max_length=40)]] = Field(default=[], max_length=20)
+    comment: str = Field(default="", max_length=4000)
     consent: bool = True
 
 
@@ -48,7 +48,7 @@ class Compared(BaseModel):
     chosen: Id
     rejected: Id
     tie: bool = False
-    comment: str = Field("", max_length=4000)
+    comment: str = Field(default="", max_length=4000)
     consent: bool = True
 
 
@@ -151,7 +151,7 @@ def _figures(store: Store, with_texts: bool) -> dict[str, Any]:
 
 def _examples(store: Store) -> list[dict[str, str]]:
     """Of the newest comparisons some pairs, no more than two of a prompt."""
-    times = [each.created for kind in KINDS if kind != "rating" for each in store.feedback(kind)]
+    times = [each.created for each in store.feedback() if not isinstance(each, Rating)]
     rows: list[dict[str, str]] = []
     newest = Wanted(since=sorted(times)[-MAX_EXAMPLES:][0]) if times else Wanted()
     for row in map(_example, export(store, "pairs", newest).rows):

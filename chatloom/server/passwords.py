@@ -5,18 +5,20 @@ raised later without a migration. Guessing online is slowed by a bucket for a na
 for a name at all addresses: the last is wide, because it is the one by which a stranger could lock a person out.
 """
 
+import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 
 SHORTEST, LONGEST = 8, 1024  # characters
 _COST, _BLOCK, _PARALLEL = 2**14, 8, 1
-_AT_ONCE = threading.BoundedSemaphore(2)  # a crowd of logins takes neither all the memory nor every core
+_AT_ONCE, _MOST_WAITING = 2, 32  # a crowd of logins takes neither all the memory nor every core, nor every thread
 
 
 def hashed(password: str) -> str:
@@ -35,16 +37,15 @@ def matches(password: str, stored: str | None) -> bool:
 
 
 def _scrypt(password: str, salt: bytes, cost: int, block: int, parallel: int) -> bytes:
-    with _AT_ONCE:
-        return hashlib.scrypt(
-            password.encode("utf-8", "surrogatepass"),
-            salt=salt,
-            n=cost,
-            r=block,
-            p=parallel,
-            maxmem=256 * cost * block,
-            dklen=32,
-        )
+    return hashlib.scrypt(
+        password.encode("utf-8", "surrogatepass"),
+        salt=salt,
+        n=cost,
+        r=block,
+        p=parallel,
+        maxmem=256 * cost * block,
+        dklen=32,
+    )
 
 
 def _nobody() -> str:
@@ -94,12 +95,28 @@ class Throttle:
 
 
 class LoginThrottle:
-    """Wrong passwords by name and address. `wait` before a try, then `wrong` or `right`."""
+    """Tries by name and address: `wait`, `tried`, the try itself within a `turn`, and `right` if it was."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._pair = Throttle(5, 30.0, clock=clock)
         self._address = Throttle(20, 5.0, clock=clock)
         self._name = Throttle(100, 5.0, clock=clock)
+        self._free, self._waiting = asyncio.Semaphore(_AT_ONCE), 0
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many wait for their turn that one more had better come back."""
+        return self._waiting >= _MOST_WAITING
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncGenerator[None, None]:
+        """Wait until a password may be looked at: two at a time are, in all."""
+        self._waiting += 1
+        try:
+            async with self._free:
+                yield
+        finally:
+            self._waiting -= 1
 
     def wait(self, name: str, address: str) -> float:
         """Seconds until this name may be tried from this address; 0.0: now."""

@@ -41,7 +41,8 @@ class Running:
     first: list[int]  # the tokens that were there before
     watchers: set[asyncio.Event] = field(default_factory=set)
     task: asyncio.Task[None] | None = None
-    stopping: bool = False
+    finishing: bool = False
+    writing: asyncio.Future[None] | None = None  # of the store
     stored: float = field(default_factory=time.monotonic)
     drawn: tuple[str, list[str]] = ("", [])
 
@@ -145,8 +146,8 @@ class Answers:
         """End an answer; what there is of it stays. It is stored when this returns."""
         running = self._running.get(id)
         if running is not None and running.task is not None:
-            running.stopping = True
-            running.task.cancel()
+            if not running.finishing:
+                running.task.cancel()
             await asyncio.wait([running.task])
 
     async def close(self) -> None:
@@ -178,6 +179,7 @@ class Answers:
         await self._finish(running, problem)
 
     async def _finish(self, running: Running, problem: str | None) -> None:
+        running.finishing = True  # from here on nothing cancels it
         completion = running.generation.completion
         if running.first:  # characters may have been cut through where it was stopped
             running.text = running.served.tokenizer.decode(running.tokens)
@@ -204,9 +206,13 @@ class Answers:
             finish_reason=reason,
             seconds=before + time.monotonic() - generation.started,
         )
-        await asyncio.to_thread(
+        if running.writing is not None:  # one that was begun when the answer was stopped: the last write comes last
+            await asyncio.wait([running.writing])
+        write = asyncio.to_thread(
             self.store.update_message, running.message.id, content=running.text, status=status, made=made
         )
+        running.writing = asyncio.ensure_future(write)
+        await asyncio.shield(running.writing)
 
     # --- who looks ------------------------------------------------------------------------------------------------
 

@@ -52,7 +52,7 @@ class Sampled(Strict):
     # Not OpenAI's.
     top_k: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
 
 
 class Part(BaseModel):

@@ -6,6 +6,7 @@ answer never holds a password, a token or (but once, when it is made) a key.
 
 import asyncio
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -68,20 +69,13 @@ async def me(request: Request) -> dict[str, Any]:
 @router.post("/api/login")
 async def login(body: Login, request: Request, response: Response) -> dict[str, Any]:
     """Sign in; the answer sets the session's cookie. 401 for a wrong password, 429 after too many."""
-    accounts, throttle = _accounts(request), request.app.state.login_throttle
-    address = request.client.host if request.client else ""
-    name = body.name.strip().lower()
-    if (seconds := throttle.wait(name, address)) > 0:
-        message = f"Too many tries to sign in. Please try again in {math.ceil(seconds)} seconds."
-        raise APIError(429, message, code="too_many_logins", retry_after=math.ceil(seconds))
-    throttle.tried(name, address)
+    accounts, name = _accounts(request), body.name.strip().lower()
     if body.key:
-        principal = await asyncio.to_thread(accounts.holder, body.key)
+        principal = await _tried(request, name, accounts.holder, body.key)
     else:
-        principal = await asyncio.to_thread(accounts.authenticate, name, body.password)
+        principal = await _tried(request, name, accounts.authenticate, name, body.password)
     if principal is None:
         raise APIError(401, "The name or the password is wrong.", code="wrong_password")
-    throttle.right(name, address)
     if (old := guard.session_token(request.scope)) is not None:
         await asyncio.to_thread(accounts.close_session, old)
     token = await asyncio.to_thread(accounts.open_session, principal)
@@ -100,15 +94,10 @@ async def logout(request: Request, response: Response) -> None:
 @router.post("/api/password", status_code=204)
 async def change_password(body: NewPassword, request: Request) -> None:
     """Change one's own password; every session of the name ends."""
-    accounts, principal = _accounts(request), request.state.principal
-    throttle, address = request.app.state.login_throttle, request.client.host if request.client else ""
-    if (seconds := throttle.wait(principal.name, address)) > 0:
-        raise APIError(429, "Too many wrong passwords.", code="too_many_logins", retry_after=math.ceil(seconds))
-    throttle.tried(principal.name, address)
-    if await asyncio.to_thread(accounts.authenticate, principal.name, body.old) is None:
+    accounts, name = _accounts(request), request.state.principal.name
+    if await _tried(request, name, accounts.authenticate, name, body.old) is None:
         raise APIError(403, "The old password is wrong.", code="wrong_password")
-    throttle.right(principal.name, address)
-    await asyncio.to_thread(accounts.set_password, principal.name, body.new)
+    await asyncio.to_thread(accounts.set_password, name, body.new)
 
 
 @router.get("/api/accounts")
@@ -145,6 +134,23 @@ async def add_key(body: NewKey, request: Request) -> dict[str, Any]:
 async def remove_key(id: str, request: Request) -> None:
     """Take a key away."""
     await asyncio.to_thread(_accounts(request).remove_key, id)
+
+
+async def _tried(request: Request, name: str, check: Callable[..., Principal | None], *given: str) -> Principal | None:
+    """What `check` says, as often as the throttle lets this name at this address ask. Raises APIError 429 and 503."""
+    throttle: LoginThrottle = request.app.state.login_throttle
+    address = request.client.host if request.client else ""
+    if (seconds := throttle.wait(name, address)) > 0:
+        message = f"Too many tries to sign in. Please try again in {math.ceil(seconds)} seconds."
+        raise APIError(429, message, code="too_many_logins", retry_after=math.ceil(seconds))
+    if throttle.crowded:
+        raise APIError(503, "Too many people are signing in; please try again.", code="overloaded", retry_after=3)
+    throttle.tried(name, address)
+    async with throttle.turn():
+        principal = await asyncio.to_thread(check, *given)
+    if principal is not None:
+        throttle.right(name, address)
+    return principal
 
 
 def _accounts(request: Request) -> Accounts:

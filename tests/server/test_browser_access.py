@@ -1,12 +1,18 @@
 """Everybody's page: safe, in two languages, on a phone, in the dark, by keyboard, and for who listens to it."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browsing import NO_OFFERS, Site, Visit
+from openai import OpenAI
 from playwright.sync_api import Page, expect
+
+from chatloom.feedback.store import Store
+from chatloom.testing.paced import PacedEngine
+from chatloom.testing.serving import serve, tiny
 
 Visits = Callable[..., Visit]
 PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
@@ -69,6 +75,18 @@ def test_accessible_everywhere(visit: Visits, scheme: str) -> None:
     page.get_by_role("link", name="The loop").click()
     expect(page.locator(".bars")).to_be_visible()
     check(page)
+
+
+def test_past_requests_are_shown_to_whom_may_see_them(visit: Visits, site: Site) -> None:
+    client = OpenAI(base_url=f"{site.address}/v1", api_key="none")
+    client.chat.completions.create(model="weaver", messages=[{"role": "user", "content": "hi"}])
+    person = visit().open()
+    person.button("More", within=".sidebar-foot").click()
+    person.page.get_by_role("menuitem", name="Past requests").click()
+    row = person.page.locator("tbody tr").first
+    expect(row).to_contain_text("/v1/chat/completions")
+    expect(row).to_contain_text("weaver")
+    check(person.page)
 
 
 def test_by_keyboard_alone(visit: Visits, site: Site) -> None:
@@ -179,3 +197,30 @@ def test_code_is_copied(visit: Visits) -> None:
     expect(answer.get_by_role("button", name="Copied")).to_be_visible()
     copied = person.page.evaluate("navigator.clipboard.readText()")
     assert copied == "def reverse(text: str) -> str:\n    return text[::-1]  # a step of -1\n"
+
+
+def test_where_there_are_users_one_signs_in_and_out(visit: Visits, tmp_path: Path) -> None:
+    with Store.open(tmp_path / "feedback.db") as store, serve({"tiny": tiny()}, store=store) as running:
+        accounts = running.app.state.accounts
+        accounts.add_user("ann", password="a long enough pass phrase", role="user")
+        accounts.add_user("bob", password="another long pass phrase", role="user")
+        store.create_conversation(owner="bob", title="Of Bob")
+        store.create_conversation(owner="ann", title="Of Ann")
+        person = visit()
+        person.site = Site(running.base_url, store, PacedEngine(str))
+        page = person.page
+        page.goto(running.base_url)
+        page.get_by_role("textbox", name="Name").fill("ann")
+        check(page)
+        page.get_by_role("textbox", name="Password").fill("wrong")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("alert")).to_have_text("Name or password is wrong.")
+        page.get_by_role("textbox", name="Password").fill("a long enough pass phrase")
+        page.keyboard.press("Enter")
+        expect(person.composer).to_be_visible()
+        expect(page.locator(".conversations li a")).to_have_text(["Of Ann"])
+        person.button("More", within=".sidebar-foot").click()
+        expect(page.get_by_role("menuitem", name="Past requests")).to_have_count(0)
+        page.get_by_role("menuitem", name="Sign out").click()
+        expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+        person.problems = [problem for problem in person.problems if "status of 401" not in problem]

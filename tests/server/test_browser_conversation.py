@@ -219,7 +219,7 @@ def test_export_and_import(visit: Visits, site: Site, tmp_path: Path) -> None:
         person.button("More", within=".sidebar-foot").click()
         person.page.get_by_role("menuitem", name="Import conversations").click()
     choosing.value.set_files(path)
-    expect(person.page.get_by_text("Imported 1 conversations.").first).to_be_visible()
+    expect(person.page.get_by_text("Conversations imported: 1").first).to_be_visible()
     person.page.get_by_role("link", name="Brought back").first.click()
     expect(person.answers()).to_have_text(before.content)
     back = site.store.conversations(owner="", search="Brought back")[0]

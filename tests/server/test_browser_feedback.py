@@ -76,6 +76,18 @@ def test_two_answers_are_offered_at_times_and_chosen_by_key(visit: Visits, site:
     assert pair.tie
 
 
+def test_two_models_side_by_side_are_not_named_before_the_choice(visit: Visits, site: Site) -> None:
+    person = visit({**NO_OFFERS, "sampling": {"max_tokens": 12}}).open()
+    person.ask_in_another_way("Name a cloud", "Beside tiny")
+    person.button("A is better").click(trial=True)
+    assert "weaver" not in person.page.locator(".pair").inner_text()
+    person.button("Equally good").click()
+    expect(person.page.locator(".pair")).to_have_count(0)
+    (pair,) = given(site, Pair)
+    assert isinstance(pair, Pair)
+    assert {answer.made.model for answer in (pair.chosen, pair.rejected) if answer.made} == {"weaver", "tiny"}
+
+
 def test_rank_by_keyboard(visit: Visits, site: Site) -> None:
     person = visit().open()
     person.ask_in_another_way("Name a bird", "Several answers, to rank")

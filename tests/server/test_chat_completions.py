@@ -265,7 +265,6 @@ def test_labels_and_defaults_spelled_out_are_taken(tiny_server: Running) -> None
         stop=None,
         logit_bias={},
         response_format={"type": "text"},
-        parallel_tool_calls=True,
     )
 
 
@@ -283,3 +282,10 @@ def test_a_damaged_model_is_an_error_and_not_an_answer(serving: Callable[..., Ru
     client = serving(broken=model).client
     with pytest.raises(openai.APIError, match="not finite numbers"):
         list(client.chat.completions.create(model="broken", messages=USER, stream=stream))
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-30, 0.0])
+def test_next_to_no_temperature_is_none(tiny_server: Running, temperature: float) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "messages": USER, "max_tokens": 8}
+    cold = tiny_server.client.chat.completions.create(**asked, temperature=temperature)
+    assert content(cold) == tiny().chat(USER, max_tokens=8)

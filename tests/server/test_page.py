@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import httpx
 import pytest
 
 from chatloom.feedback.store import Store
+from chatloom.server import running
 from chatloom.server.page import WEB
 from chatloom.testing.paced import PacedEngine, paced
 from chatloom.testing.serving import Running, serve
@@ -19,9 +21,9 @@ WRITE = {"X-CSRF-Token": "local"}
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Running]:
-    with Store.open(tmp_path / "feedback.db") as store:
-        with serve({"echo": paced(lambda prompt: "It is **so**.")}, store=store) as running:
-            yield running
+    model = paced(lambda prompt: "It is **so**.")
+    with Store.open(tmp_path / "feedback.db") as store, serve({"echo": model}, store=store) as running:
+        yield running
 
 
 @pytest.fixture
@@ -122,7 +124,7 @@ def test_what_belongs_to_another_is_not_there(client: httpx.Client, server: Runn
     assert client.get("/api/conversations").json()["conversations"] == []
     assert client.get("/api/export").json()["conversations"] == []
     assert store.conversation(theirs.id, owner="ann").title == "secret"
-    mine, (own,) = asked(client)
+    _, (own,) = asked(client)
     assert client.get(f"/api/messages/{own['id']}/events?also={answer.id}").status_code == 404
 
 
@@ -209,3 +211,39 @@ def test_both_languages_have_the_same_texts_and_every_text_is_there() -> None:
     scripts = "".join(path.read_text(encoding="utf-8") for path in (WEB / "js").glob("*.js"))
     for key in re.findall(r'\bt\("(\w+)"', scripts):
         assert key in english, key
+
+
+def test_what_one_server_writes_another_on_its_database_shows(
+    client: httpx.Client, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "STORE_SECONDS", 0.0)
+    engine = engine_of(server)
+    engine.hold()
+    conversation, (message,) = asked(client)
+    engine.say(5)
+    store: Store = server.app.state.store
+    with (
+        serve({"echo": paced(lambda prompt: "no")}, store=store) as other,
+        httpx.Client(base_url=other.base_url, headers=WRITE, timeout=20) as elsewhere,
+    ):
+        with elsewhere.stream("GET", f"/api/messages/{message['id']}/events") as looking:
+            told = (json.loads(line[6:]) for line in looking.iter_lines() if line)
+            assert next(event for event in told if event["blocks"])["blocks"] == ["<p>It is</p>\n"]
+            engine.release()
+            assert list(told)[-1]["message"]["content"] == "It is **so**."
+        assert elsewhere.get(f"/api/conversations/{conversation}").json()["messages"][-1]["status"] == "done"
+
+
+def test_an_answer_whose_server_is_gone_is_stopped_and_can_go_on(
+    client: httpx.Client, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "ABANDONED_SECONDS", -1.0)
+    _, (message,) = asked(client)
+    events(client, message["id"])
+    store: Store = server.app.state.store
+    made = store.message(message["id"]).made
+    assert made is not None
+    cut = replace(made, tokens=made.tokens[:5], finish_reason=None)
+    store.update_message(message["id"], content="It is", status="running", made=cut)
+    last = events(client, message["id"])[-1]["message"]
+    assert (last["status"], last["content"], last["can_continue"]) == ("stopped", "It is", True)

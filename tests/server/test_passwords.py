@@ -1,5 +1,7 @@
 """Passwords at rest, and how often somebody may be wrong."""
 
+import asyncio
+
 import pytest
 
 from chatloom.server import passwords
@@ -79,3 +81,29 @@ def test_many_names_from_one_address_and_one_name_from_many_addresses_are_slowed
     for number in range(100):
         throttle.tried("ana", f"10.0.1.{number}")
     assert throttle.wait("ana", "10.0.2.1") > 0
+
+
+def test_a_crowd_waits_its_turn_and_the_rest_is_sent_away() -> None:
+    async def run() -> None:
+        throttle, gate, inside = LoginThrottle(), asyncio.Event(), 0
+
+        async def one() -> None:
+            nonlocal inside
+            async with throttle.turn():
+                inside += 1
+                await gate.wait()
+
+        tasks = [asyncio.create_task(one()) for _ in range(31)]
+        await asyncio.sleep(0)
+        assert not throttle.crowded
+        tasks.append(asyncio.create_task(one()))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert throttle.crowded
+        assert inside == 2
+        gate.set()
+        await asyncio.gather(*tasks)
+        assert not throttle.crowded
+        assert inside == 32
+
+    asyncio.run(run())

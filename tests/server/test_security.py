@@ -1,6 +1,7 @@
 """Security on a real server with the official client: its exceptions are those that OpenAI's own answers raise."""
 
 import logging
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,6 +89,44 @@ def test_a_prompt_that_is_too_large_names_the_limit(tiny_server: Running) -> Non
     assert (caught.value.status_code, caught.value.code) == (413, "request_too_large")
     assert "larger than 8 MiB" in caught.value.message
     assert tiny_server.client.models.list().data
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/web/../app.py",
+        "/web/%2e%2e/app.py",
+        "/web/..%2fapp.py",
+        "/web/%2e%2e%2fapp.py",
+        "/web/%252e%252e/app.py",
+        "/web/..%5capp.py",
+        "/web//etc/passwd",
+        "/web/%2fetc/passwd",
+        "/web///etc/passwd",
+        "//etc/passwd",
+        "/web/index.html/../../app.py",
+        "/web/%00",
+        "/web/index.html%00.css",
+        "/web/.",
+        "/web/",
+        "/web",
+        "http://elsewhere/web/../app.py",
+        "/web/%ff%fe",
+        "/web/" + "a" * 5000,
+        "/web/con%0d%0ax: y",
+    ],
+)
+def test_no_path_leads_out_of_the_pages_folder(tiny_server: Running, path: str) -> None:
+    """Written to the connection as they are: a client would put them right."""
+    port = int(tiny_server.base_url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+    assert answer.split(b" ")[1] in (b"307", b"400", b"404")
+    assert b"root:" not in answer
+    assert b"create_app" not in answer
 
 
 def test_no_key_is_in_the_log_or_the_database(

@@ -18,6 +18,7 @@ from chatloom.server.guard import Door, Guard
 from chatloom.server.key_file import KeyFile
 from chatloom.server.limits import RateLimits
 from chatloom.server.served import ServedModels
+from chatloom.testing.serving import tiny
 
 PASSWORD = "correct horse battery"
 KEY = "sk-first-key-of-the-file"
@@ -216,7 +217,7 @@ def test_logins_that_make_no_sense(browser: Callable[..., Browser], body: Any) -
 
 def test_an_application_that_would_be_open_is_not_made(store: Store) -> None:
     with pytest.raises(ValueError, match="neither an API key nor a user"):
-        create_app(ServedModels({}), store, Settings(door=Door("0.0.0.0")))
+        create_app(ServedModels({"tiny": tiny()}), store, Settings(door=Door("0.0.0.0")))
 
 
 def test_no_secret_is_logged_or_stored(store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -79,13 +79,16 @@ export function sampling() {
   return Object.fromEntries(given);
 }
 
-export async function ask(question, ways = "one", count = HOW_MANY[ways]) {
+// `ways`: "one", "two", "rank", or {beside}: two models, in an order that does not tell them apart.
+export async function ask(question, ways = "one") {
+  const count = HOW_MANY[ways] ?? 2;
   const own = { model: settings.model, sampling: sampling(), n: count };
-  if (count > 1 && own.sampling.temperature === 0) own.sampling.temperature = 0.7; // at 0 all would be the same
+  if (ways.beside) own.models = Math.random() < 0.5 ? [settings.model, ways.beside] : [ways.beside, settings.model];
+  else if (count > 1 && own.sampling.temperature === 0) own.sampling.temperature = 0.7; // at 0 all would be the same
   const { messages } = await api.answer(question, own);
   for (const message of messages) state.tree.put(message);
   const ids = messages.map((message) => message.id);
-  if (ways === "two") setPair(question, ids);
+  if (count === 2) setPair(question, ids);
   follow(ids);
   show(ids[0]);
   if (ways === "rank") emit("rank", question);

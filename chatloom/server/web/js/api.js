@@ -29,7 +29,7 @@ export async function call(method, path, body) {
   if (response.status === 204) return null;
   const data = await response.json().catch(() => null);
   if (response.ok) return data;
-  if (response.status === 401) onUnauthorised();
+  if (response.status === 401 && path !== "/login") onUnauthorised();
   const detail = data?.error?.message ?? data?.detail ?? response.statusText;
   throw new ApiError(response.status, typeof detail === "string" ? detail : JSON.stringify(detail));
 }
@@ -59,6 +59,7 @@ export const api = {
   export: (conversation) => get(`/export?${query({ conversation })}`),
   import: (conversations) => post("/import", { conversations }),
   loop: () => get("/loop"),
+  requests: (failed) => get(`/requests?${query({ limit: 200, failed })}`),
 };
 
 export const eventsAddress = (message) => `/api/messages/${message}/events`;

@@ -2,6 +2,7 @@
 import { complain, send, stopAll } from "/web/js/actions.js";
 import { fill, h, icon, iconButton } from "/web/js/dom.js";
 import { openMenu } from "/web/js/menu.js";
+import { settings } from "/web/js/remembered.js";
 import { openSettings } from "/web/js/settings.js";
 import { isRunning, on, runningOnPath, state } from "/web/js/state.js";
 import { number, t } from "/web/js/texts.js";
@@ -69,9 +70,12 @@ export class Composer {
   }
 
   menu(button) {
+    const others = state.models.map((model) => model.name).filter((name) => name !== settings.model).slice(0, 6);
     openMenu(button, t("moreWays"), [
       { label: t("askTwo"), icon: "columns", run: () => this.submit("two") },
       { label: t("askRank"), icon: "rank", run: () => this.submit("rank") },
+      ...others.map((name) => ({ label: t("askBeside", { model: name }), icon: "columns",
+        run: () => this.submit({ beside: name }) })),
     ], { above: true });
   }
 

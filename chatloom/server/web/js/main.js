@@ -9,12 +9,15 @@ import { loopView } from "/web/js/loop.js";
 import { modelPicker, settleModel } from "/web/js/models.js";
 import { openRanking } from "/web/js/ranking.js";
 import { change, settings } from "/web/js/remembered.js";
+import { requestsView } from "/web/js/requests.js";
 import { applyTheme } from "/web/js/settings.js";
 import { Sidebar } from "/web/js/sidebar.js";
 import { emit, on, state } from "/web/js/state.js";
 import { t } from "/web/js/texts.js";
 import { Thread } from "/web/js/thread.js";
 
+// Views beside the conversations, by their address; labeling and assistants will be further ones.
+const PAGES = { loop: ["loopTitle", loopView], requests: ["requests", requestsView] };
 const narrow = matchMedia("(max-width: 820px)");
 let parts = null;
 
@@ -28,7 +31,7 @@ function build() {
   const thread = new Thread();
   const sidebar = new Sidebar(() => fold(true));
   const composer = new Composer(thread);
-  const middle = h("main", { id: "main" });
+  const middle = h("main", { id: "main", tabindex: "-1" });
   const unfold = iconButton("panel", t("openSidebar"), () => fold(false));
   unfold.classList.add("unfold");
   const again = iconButton("compose", t("newChat"), () => { location.hash = "#/"; });
@@ -37,7 +40,10 @@ function build() {
   const veil = h("button.veil", { type: "button", "aria-label": t("closeSidebar"), tabindex: "-1", onclick: () => fold(true) });
   app.append(sidebar.element, veil, middle);
   fill(document.body,
-    h("a.skip", { href: "#composer", onclick: (event) => { event.preventDefault(); composer.area.focus(); } }, t("skip")),
+    h("a.skip", { href: "#main", onclick: (event) => {
+      event.preventDefault();
+      (composer.area.isConnected ? composer.area : middle).focus();
+    } }, t("skip")),
     app, h("section", { id: "toasts", "aria-label": t("notices") }), h("div.unseen", { id: "announcer", "aria-live": "polite" }));
   app.classList.toggle("folded", narrow.matches || !settings.sidebar);
   parts = { app, fold, thread, sidebar, composer, middle, topbar };
@@ -50,11 +56,12 @@ function showThread() {
 async function route() {
   const [, view, id] = location.hash.split("/");
   if (narrow.matches) parts.fold(true);
-  if (view === "loop") {
+  if (PAGES[view]) {
+    const [key, make] = PAGES[view];
     const back = h("a.button.bare", { href: state.conversation ? `#/c/${state.conversation.id}` : "#/" }, t("backToChat"));
-    fill(parts.middle, h("header.topbar", parts.topbar.firstChild.cloneNode(true), back), loopView());
+    fill(parts.middle, h("header.topbar", parts.topbar.firstChild.cloneNode(true), back), make());
     parts.middle.querySelector(".unfold").addEventListener("click", () => parts.fold(false));
-    document.title = `${t("loopTitle")} · ${t("appName")}`;
+    document.title = `${t(key)} · ${t("appName")}`;
     return;
   }
   showThread();

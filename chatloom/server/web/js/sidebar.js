@@ -94,9 +94,11 @@ export class Sidebar {
     openMenu(button, t("more"), [
       { label: t("exportAll"), icon: "download", run: () => exportAll().catch(complain) },
       { label: t("importFile"), note: t("importHint"), icon: "upload", run: () => chooseImport() },
+      state.me.may.includes("read_requests")
+        && { label: t("requests"), icon: "list", run: () => { location.hash = "#/requests"; } },
       { label: t("shortcuts"), icon: "keyboard", run: () => openSettings("shortcuts") },
       ...(out ? [null, out] : []),
-    ]);
+    ].filter((item) => item !== false));
   }
 
   async signOut() {
