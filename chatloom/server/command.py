@@ -137,20 +137,16 @@ def run(config: Config) -> None:
             models[name] = _open(config, ref, dtype, adapters[name])
             notices.print(_about(name, models[name], dtype, given=config.dtype is not None), soft_wrap=True)
         served = ServedModels(models, max_waiting=config.max_waiting)
-        address = _address(listening)
+        host, port = listening.getsockname()[:2]
+        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
-        def ready() -> None:
-            console.print(f"{address}  the page; the API is under /v1. Ctrl-C ends.", soft_wrap=True)
+        def tell() -> None:
+            console.print(f"{address}  the page; the API is under {address}/v1. Ctrl-C ends.", soft_wrap=True)
             if config.open_page:
                 webbrowser.open(address)
 
         app = create_app(served, store, settings)
-        Server(app, drain_seconds=config.drain_seconds, on_start=ready).run(sockets=[listening])
-
-
-def _address(listening: socket.socket) -> str:
-    host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        Server(app, drain_seconds=config.drain_seconds, on_started=tell).run(sockets=[listening])
 
 
 def _named(given: str) -> tuple[str, str]:

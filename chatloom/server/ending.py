@@ -28,24 +28,24 @@ class Server(uvicorn.Server):
         app: FastAPI,
         *,
         drain_seconds: float = DRAIN_SECONDS,
-        on_start: Callable[[], None] | None = None,
+        on_started: Callable[[], None] | None = None,
         **options: Any,
     ) -> None:
-        """`on_start` is called when it listens; `options` are those of `uvicorn.Config`."""
+        """`on_started` is called when it listens; `options` are those of `uvicorn.Config`."""
         usual = {"log_config": None, "access_log": False, "timeout_graceful_shutdown": 2, **uvicorn_options()}
         super().__init__(uvicorn.Config(app, lifespan="on", **usual | options))
         self._draining: observe.Draining = app.state.draining
         self._models = app.state.models
         self._seconds = drain_seconds
-        self._on_start = on_start
+        self._on_started = on_started
         self._until: float | None = None
         self._cut = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to listen, and say so."""
-        await super().startup(sockets=sockets)
-        if self.started and self._on_start is not None:
-            self._on_start()
+        """Begin to listen."""
+        await super().startup(sockets)
+        if self._on_started is not None and self.started:
+            self._on_started()
 
     def end(self) -> None:
         """Begin to end; again: end now."""
