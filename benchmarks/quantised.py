@@ -8,9 +8,9 @@ measured is what decoding computes: matrices rounded by `engine.lowered`, all el
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
+import real_text
 import torch
 import tyro
 from rich.console import Console
@@ -20,7 +20,6 @@ from torch import Tensor
 from chatloom import checkpoint, runtime
 from chatloom.engine.lowered import Lowered
 from chatloom.engine.quantised import Matrix
-from chatloom.recipes.smollm2_rlhf import docstrings
 from chatloom.stages.memory import copies
 
 DTYPES = ("bf16", "int8", "int4")
@@ -61,14 +60,7 @@ def main() -> None:
         with torch.no_grad():
             for weight in (each for each in model.parameters() if each.ndim == 2):
                 weight.add_(torch.randn_like(weight), alpha=config.noise * float(weight.std()))
-    texts = docstrings() if config.text is None else [Path(config.text).read_text(encoding="utf-8")]
-    tokens: list[int] = []
-    for text in texts:
-        if len(tokens) >= config.num_tokens:
-            break
-        tokens += opened.tokenizer.document_start + opened.tokenizer.encode(text)
-    count = min(len(tokens), config.num_tokens) // config.row_length
-    rows = torch.tensor(tokens[: count * config.row_length]).view(count, -1)
+    rows = real_text.rows(opened.tokenizer, config.text, config.num_tokens, config.row_length)
     lowered = {dtype: Lowered(model, dtype) for dtype in DTYPES}
     for each in lowered.values():
         each.refresh()
@@ -80,7 +72,7 @@ def main() -> None:
             nats = -found.gather(2, some[:, 1:, None]).sum()
             same = (found.argmax(-1) == exact.argmax(-1)).sum()
             total += torch.stack((nats, same, (exact.exp() * (exact - found)).sum())).double()
-    scored = count * (config.row_length - 1)
+    scored = rows[:, 1:].numel()
     matrices = [each for each in lowered["bf16"].model.modules() if isinstance(each, Matrix)]
     weights = sum(each.in_features * each.out_features for each in matrices)
     table = Table("", "perplexity", "rise", "top-1 as fp32", "KL to fp32, nats", "bytes a weight", box=None)

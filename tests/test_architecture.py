@@ -113,3 +113,10 @@ def test_only_the_store_and_accounts_know_the_database() -> None:
     for path in FILES:
         if unit(path) != "feedback" and path.relative_to(PACKAGE).as_posix() != "server/accounts.py":
             assert not any(name.split(".")[0] == "sqlalchemy" for name in imports(path)), path
+
+
+def test_only_the_server_knows_the_web() -> None:
+    for path in FILES:
+        if unit(path) != "server":
+            known = {name.split(".")[0] for name in imports(path)}
+            assert not known & {"fastapi", "starlette", "uvicorn"}, path

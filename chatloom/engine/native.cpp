@@ -10,11 +10,6 @@
 #include <cstring>
 #include <type_traits>
 #include <vector>
-#if defined(_OPENMP)
-#include <omp.h>
-#else
-inline int omp_get_num_threads() { return 1; }
-#endif
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
@@ -24,6 +19,7 @@ namespace {
 constexpr int LANES = 16, GROUP = 32, KEYS = 32;  // of a vector; inputs that share a scale; keys of a block
 constexpr int HALF_ROWS = 12, INTEGER_ROWS = 6;   // rows of a tile: two sums for each in registers
 constexpr int CHUNK = 96;                         // rows that pass over a pair of tiles while it is in the cache
+constexpr int FEW = 4;
 constexpr float NOTHING = -1e30f;
 
 typedef float F __attribute__((vector_size(64)));
@@ -97,11 +93,28 @@ inline float highest(F x) {
 }
 
 inline float sum(F x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)x);  // halves, as below
+#else
   float lanes[LANES];
   store(lanes, x);
   for (int half = LANES / 2; half; half /= 2)
     for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
   return lanes[0];
+#endif
+}
+
+// Of numbers without their signs; what is no number is above all that are one.
+inline float largest(I bits) {
+  int32_t most = 0;
+#if defined(__AVX512F__)
+  most = _mm512_reduce_max_epi32((__m512i)bits);
+#else
+  for (int lane = 0; lane < LANES; ++lane) most = bits[lane] > most ? bits[lane] : most;
+#endif
+  float found;
+  std::memcpy(&found, &most, 4);
+  return found;
 }
 
 inline int32_t total_of(I x) {
@@ -175,54 +188,60 @@ struct Step {
 
 namespace {
 
-// Rows as a matrix reads them: bf16, or bytes with a scale and a sum of codes for each group.
+// Rows as a matrix reads them, group after group of the inputs of up to CHUNK rows: bf16, or bytes with a scale for each
+// row's group, and what else its products need: where they start, so that the matrix may have unsigned codes, and what
+// its offsets are multiplied by.
 struct Rows {
-  int bits, width;
+  int bits, groups, side_by_side;
   std::vector<uint16_t> half;
   std::vector<int8_t> codes;
-  std::vector<float> scales;
-  std::vector<int32_t> sums;
+  std::vector<float> scales, sums;
+  std::vector<int32_t> starts;
 
-  void shape(int bits_, int rows, int width_) {
+  void shape(int bits_, int rows, int width) {
     bits = bits_;
-    width = width_;
+    groups = width / GROUP;
+    side_by_side = rows < CHUNK ? rows : CHUNK;
+    const size_t number = (size_t)(rows + CHUNK - 1) / CHUNK * side_by_side * groups;
     if (bits == 16) {
-      half.resize((size_t)rows * width);
+      half.resize(number * GROUP);
     } else {
-      codes.resize((size_t)rows * width);
-      scales.resize((size_t)rows * width / GROUP);
-      sums.resize((size_t)rows * width / GROUP);
+      codes.resize(number * GROUP);
+      scales.resize(number);
+      sums.resize(number);
+      starts.resize(number);
     }
   }
+
+  size_t place(int row, int group) const { return ((size_t)(row / CHUNK) * groups + group) * side_by_side + row % CHUNK; }
 
   void put(int row, int column, const float* x, int number) {
-    const size_t start = (size_t)row * width + column;
-    if (bits == 16)
-      for (int i = 0; i < number; i += LANES) narrow(load<F>(x + i), &half[start + i]);
-    else
-      round(start, x, number);
+    for (int i = 0; i < number; i += GROUP) {
+      const size_t to = place(row, (column + i) / GROUP);
+      if (bits == 16)
+        for (int j = 0; j < GROUP; j += LANES) narrow(load<F>(x + i + j), &half[to * GROUP + j]);
+      else
+        round(to, x + i);
+    }
   }
 
-  void round(size_t start, const float* x, int number) {
-    for (int i = 0; i < number; i += GROUP) {
-      F size{}, poison{};
-      for (int j = 0; j < GROUP; j += LANES) {
-        const F some = load<F>(x + i + j), magnitude = (F)((U)some & 0x7fffffffu);
-        size = size > magnitude ? size : magnitude;
-        poison += some * 0.0f;  // not a number where x is none
-      }
-      const float most = highest(size);
-      const F inverse = all(most > 0 ? 127.0f / most : 0.0f);
-      const size_t group = (start + i) / GROUP;
-      I total{};
-      for (int j = 0; j < GROUP; j += LANES) {
-        const I whole = __builtin_convertvector(rounded(load<F>(x + i + j) * inverse), I);
-        store(&codes[start + i + j], __builtin_convertvector(whole, B));
-        total += whole;
-      }
-      scales[group] = most / 127.0f + sum(poison);
-      sums[group] = total_of(total);
+  void round(size_t group, const float* x) {
+    I size{}, total{};
+    for (int j = 0; j < GROUP; j += LANES) {
+      const I magnitude = load<I>(x + j) & 0x7fffffff;
+      size = size > magnitude ? size : magnitude;
     }
+    const float most = largest(size);
+    const F inverse = all(most > 0 ? 127.0f / most : 0.0f);
+    for (int j = 0; j < GROUP; j += LANES) {
+      const I whole = __builtin_convertvector(rounded(load<F>(x + j) * inverse), I);
+      store(&codes[group * GROUP + j], __builtin_convertvector(whole, B));
+      total += whole;
+    }
+    const int32_t sum_of_codes = total_of(total);
+    scales[group] = most / 127.0f;
+    sums[group] = scales[group] * (float)sum_of_codes;
+    starts[group] = (bits == 8 ? -128 : -8) * sum_of_codes;
   }
 };
 
@@ -243,55 +262,76 @@ inline void multiply(const uint32_t* a, const uint32_t* b, int pairs, const uint
   for (int r = 0; r < R; ++r) acc[r][0] = own[r][0], acc[r][1] = own[r][1];
 }
 
+// The same of rows that lie as a matrix reads them
+template <int R>
+inline void multiply_half(const Matrix& m, int a, int b, const Rows& rows, int row, F (*acc)[2], int ahead) {
+  constexpr int PAIRS = GROUP / 2;
+  const uint32_t* codes[2];
+  for (int t = 0; t < 2; ++t) codes[t] = (const uint32_t*)m.codes + (size_t)(t ? b : a) * rows.groups * PAIRS * LANES;
+  const uint32_t* x = (const uint32_t*)&rows.half[rows.place(row, 0) * GROUP];
+  const size_t next = (size_t)ahead * rows.groups * PAIRS * LANES, stride = (size_t)rows.side_by_side * PAIRS;
+  F own[R][2];
+  for (int r = 0; r < R; ++r) own[r][0] = own[r][1] = F{};
+  for (int g = 0; g < rows.groups; ++g, x += stride, codes[0] += PAIRS * LANES, codes[1] += PAIRS * LANES) {
+#pragma GCC unroll 4
+    for (int pair = 0; pair < PAIRS; ++pair) {
+      const U first = load<U>(codes[0] + pair * LANES), second = load<U>(codes[1] + pair * LANES);
+      for (int t = 0; t < 2; ++t) __builtin_prefetch(codes[t] + next + pair * LANES, 0, 2);
+      for (int r = 0; r < R; ++r) {
+        own[r][0] = dot_half(own[r][0], first, x[r * PAIRS + pair]);
+        own[r][1] = dot_half(own[r][1], second, x[r * PAIRS + pair]);
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r) acc[r][0] = own[r][0], acc[r][1] = own[r][1];
+}
+
 template <int BITS, int R>
 inline void multiply_integers(const Matrix& m, int a, int b, const Rows& rows, int row, F (*acc)[2], int ahead) {
   constexpr int BYTES = GROUP * LANES * BITS / 8, STEPS = BYTES / 64, SCALES = BITS == 8 ? 1 : 2;
-  const int groups = m.inputs / GROUP;
   const uint8_t* codes[2];
   const uint16_t* scales[2];
   for (int t = 0; t < 2; ++t) {
-    const size_t start = (size_t)(t ? b : a) * groups;
+    const size_t start = (size_t)(t ? b : a) * rows.groups;
     codes[t] = (const uint8_t*)m.codes + start * BYTES;
     scales[t] = m.scales + start * SCALES * LANES;
   }
+  const size_t next = (size_t)ahead * rows.groups;
   F own[R][2];
   for (int r = 0; r < R; ++r) own[r][0] = own[r][1] = F{};
-  for (int g = 0; g < groups; ++g) {
+  for (int g = 0; g < rows.groups; ++g) {
+    const size_t place = rows.place(row, g);
+    const uint8_t* x = (const uint8_t*)&rows.codes[place * GROUP];
     I total[R][2];
-    const uint8_t* x[R];
-    for (int t = 0; t < 2; ++t) {
-      const size_t next = (size_t)ahead * groups + g;
-      for (int i = 0; i < BYTES; i += 64) __builtin_prefetch(codes[t] + next * BYTES + i, 0, 2);
-      __builtin_prefetch(scales[t] + next * SCALES * LANES, 0, 2);
-    }
-    for (int r = 0; r < R; ++r) {
-      const size_t place = (size_t)(row + r) * groups + g;
-      x[r] = (const uint8_t*)&rows.codes[place * GROUP];
-      total[r][0] = total[r][1] = I{} - (BITS == 8 ? 128 : 8) * rows.sums[place];
-    }
+    if (ahead)
+      for (int t = 0; t < 2; ++t) {
+        for (int i = 0; i < BYTES; i += 64) __builtin_prefetch(codes[t] + next * BYTES + i, 0, 2);
+        __builtin_prefetch(scales[t] + next * SCALES * LANES, 0, 2);
+      }
+    for (int r = 0; r < R; ++r) total[r][0] = total[r][1] = I{} + rows.starts[place + r];
     for (int step = 0; step < STEPS; ++step) {
       U w[2];
-      for (int t = 0; t < 2; ++t) w[t] = load<U>(codes[t] + (size_t)g * BYTES + step * 64);
+      for (int t = 0; t < 2; ++t) w[t] = load<U>(codes[t] + step * 64);
       for (int r = 0; r < R; ++r) {
-        const uint32_t some = load<uint32_t>(x[r] + 4 * step);
+        const uint32_t some = load<uint32_t>(x + r * GROUP + 4 * step);
         for (int t = 0; t < 2; ++t) total[r][t] = dot_bytes(total[r][t], BITS == 8 ? w[t] : w[t] & 0x0f0f0f0fu, some);
       }
       if (BITS == 4)
         for (int r = 0; r < R; ++r) {
-          const uint32_t some = load<uint32_t>(x[r] + 4 * (step + 4));
+          const uint32_t some = load<uint32_t>(x + r * GROUP + 4 * (step + 4));
           for (int t = 0; t < 2; ++t) total[r][t] = dot_bytes(total[r][t], (w[t] >> 4) & 0x0f0f0f0fu, some);
         }
     }
     for (int t = 0; t < 2; ++t) {
-      const F scale = widened(scales[t] + g * SCALES * LANES);
+      const F scale = widened(scales[t]);
       F offset{};
-      if (BITS == 4) offset = widened(scales[t] + (g * SCALES + 1) * LANES);
+      if (BITS == 4) offset = widened(scales[t] + LANES);
       for (int r = 0; r < R; ++r) {
-        const size_t place = (size_t)(row + r) * groups + g;
-        const float unit = rows.scales[place];
-        own[r][t] = fma(__builtin_convertvector(total[r][t], F), scale * unit, own[r][t]);
-        if (BITS == 4) own[r][t] = fma(offset, all(unit * (float)rows.sums[place]), own[r][t]);
+        own[r][t] = fma(__builtin_convertvector(total[r][t], F), scale * rows.scales[place + r], own[r][t]);
+        if (BITS == 4) own[r][t] = fma(offset, all(rows.sums[place + r]), own[r][t]);
       }
+      codes[t] += BYTES;
+      scales[t] += SCALES * LANES;
     }
   }
   for (int r = 0; r < R; ++r) acc[r][0] = own[r][0], acc[r][1] = own[r][1];
@@ -317,11 +357,7 @@ template <class End> void product(const Matrix& m, int a, int b, const Rows& row
     F acc[HALF_ROWS][2];
     if (part || (m.bits == 16 && number == 1)) ahead = 0;  // the processor sees where a single row of them leads
     if (m.bits == 16) {
-      const int pairs = m.inputs / 2;
-      const uint32_t *codes = (const uint32_t*)m.codes, *x[HALF_ROWS];
-      for (int r = 0; r < number; ++r) x[r] = (const uint32_t*)&rows.half[(size_t)(row + r) * rows.width];
-      const uint32_t *first = codes + (size_t)a * pairs * LANES, *second = codes + (size_t)b * pairs * LANES;
-      with_rows<HALF_ROWS>(number, [&](auto n) { multiply<n>(first, second, pairs, x, acc, (size_t)ahead * pairs * LANES); });
+      with_rows<HALF_ROWS>(number, [&](auto n) { multiply_half<n>(m, a, b, rows, row, acc, ahead); });
     } else if (m.bits == 8) {
       with_rows<INTEGER_ROWS>(number, [&](auto n) { multiply_integers<8, n>(m, a, b, rows, row, acc, ahead); });
     } else {
@@ -331,19 +367,21 @@ template <class End> void product(const Matrix& m, int a, int b, const Rows& row
   }
 }
 
-// What all threads run through: every output of every row. `partner` is how far on a tile's second one is.
-template <class End> void product(const Matrix& m, const Rows& rows, int number, int partner, End&& end) {
-  const int pairs = m.tiles / 2, chunks = (number + CHUNK - 1) / CHUNK;
-  // Few rows wait for memory, which gives neighbours faster; many compute, and share out better one by one.
-  const int together = number > CHUNK / 4 ? 1 : pairs / (4 * omp_get_num_threads()) + 1;
-#pragma omp for schedule(dynamic, together < 16 ? together : 16)
-  for (int task = 0; task < pairs * chunks; ++task) {
-    const int pair = task / chunks, from = task % chunks * CHUNK, to = from + CHUNK < number ? from + CHUNK : number;
-    const int a = partner == 1 ? 2 * pair : pair, b = a + partner;
-    product(m, a, b, rows, from, to, partner == 1 ? 2 : 1, [&](int row, F first, F second) {
-      if (m.bias) first += load<F>(m.bias + a * LANES), second += load<F>(m.bias + b * LANES);
-      end(row, a, first, second);
-    });
+// What all threads run through: every output of every row, by pairs of tiles. A tile's second one is `partner` on; of so
+// many rows a thread computes pair after pair, `each` of them.
+template <class End> void product(const Matrix& m, const Rows& rows, int number, int partner, int each, End&& end) {
+  const int tasks = m.tiles / 2 / each, chunks = (number + CHUNK - 1) / CHUNK;
+  // Long stretches first, for neighbours are what is fetched ahead, and ever shorter ones, so that all end together.
+#pragma omp for schedule(guided)
+  for (int task = 0; task < tasks * chunks; ++task) {
+    const int from = task % chunks * CHUNK, to = from + CHUNK < number ? from + CHUNK : number;
+    for (int pair = task / chunks * each; pair < (task / chunks + 1) * each; ++pair) {
+      const int a = partner == 1 ? 2 * pair : pair, b = a + partner;
+      product(m, a, b, rows, from, to, partner == 1 ? 2 : 1, [&](int row, F first, F second) {
+        if (m.bias) first += load<F>(m.bias + a * LANES), second += load<F>(m.bias + b * LANES);
+        end(row, a, first, second);
+      });
+    }
   }
 }
 
@@ -375,11 +413,12 @@ struct Tile {
 };
 
 struct Room {  // kept between the steps
-  std::vector<float> heads, gated;
+  std::vector<float> heads;
   std::vector<uint16_t> queries;
   Rows rows, seen, inner, last;
   std::vector<Tile> tiles;
   std::vector<int32_t> chunk_of;
+  bool alone;  // whether each tile is all of its row that reads its head of keys
 };
 
 // The attention of one tile's queries over the blocks of their row (softmax as it goes: Milakov and Gimelshein 2018)
@@ -409,9 +448,14 @@ void attend(const Network& net, const Layer& layer, const Step& step, const Tile
   I lanes;
   for (int lane = 0; lane < LANES; ++lane) lanes[lane] = lane;
   for (int block = begin; block <= last / KEYS; ++block) {
-    const size_t place = ((size_t)step.table[tile.chunk * step.most + block] * net.groups + tile.group) * KEYS * width;
-    const uint32_t *key = (const uint32_t*)(keys + place), *value = (const uint32_t*)(values + place);
-    with_rows<HALF_ROWS>(tile.number, [&](auto n) { multiply<n>(key, key + width / 2 * LANES, width / 2, query, acc); });
+    const auto place = [&](int which) {
+      return ((size_t)step.table[tile.chunk * step.most + which] * net.groups + tile.group) * KEYS * width;
+    };
+    const uint32_t *key = (const uint32_t*)(keys + place(block)), *value = (const uint32_t*)(values + place(block));
+    const uint32_t* next = block < last / KEYS ? (const uint32_t*)(keys + place(block + 1)) : value;
+    with_rows<HALF_ROWS>(tile.number, [&](auto n) {
+      multiply<n>(key, key + width / 2 * LANES, width / 2, query, acc, value - key);
+    });
     float factor[HALF_ROWS];
     for (int r = 0; r < tile.number; ++r) {
       F scores[2];
@@ -435,8 +479,9 @@ void attend(const Network& net, const Layer& layer, const Step& step, const Tile
     }
     for (int i = 0; i < width; i += 2 * LANES) {
       const uint32_t* some = value + i / LANES * (KEYS / 2) * LANES;
-      with_rows<HALF_ROWS>(
-          tile.number, [&](auto n) { multiply<n>(some, some + KEYS / 2 * LANES, KEYS / 2, weights, acc); });
+      with_rows<HALF_ROWS>(tile.number, [&](auto n) {
+        multiply<n>(some, some + KEYS / 2 * LANES, KEYS / 2, weights, acc, next - value);
+      });
       for (int r = 0; r < tile.number; ++r)
         for (int t = 0; t < 2; ++t) {
           float* to = seen[r] + i + t * LANES;
@@ -451,48 +496,36 @@ void attend(const Network& net, const Layer& layer, const Step& step, const Tile
   }
 }
 
-// One token's heads: turned; queries kept for the attention, keys and values put into their block
-void place_heads(const Network& net, const Layer& layer, const Step& step, int token, uint16_t* keys, uint16_t* values,
-                 Room& room) {
-  const int width = net.head_width, all_heads = net.heads + 2 * net.groups, position = step.positions[token];
-  float* heads = &room.heads[(size_t)token * all_heads * width];
+// A token's heads that share one of keys: turned; queries kept for the attention, key and value put into their block
+void place_heads(const Network& net, const Layer& layer, const Step& step, int token, int group, uint16_t* keys,
+                 uint16_t* values, Room& room) {
+  const int width = net.head_width, share = net.heads / net.groups, position = step.positions[token];
+  float* heads = &room.heads[(size_t)token * (net.heads + 2 * net.groups) * width];
   const float* cosines = layer.cosines + (size_t)position * net.turned;
   const float* sines = layer.sines + (size_t)position * net.turned;
-  const int slot = position % KEYS;
-  const size_t block = (size_t)step.table[room.chunk_of[token] * step.most + position / KEYS] * net.groups;
-  for (int head = 0; head < all_heads; ++head) {
+  const int slot = position % KEYS, block = step.table[room.chunk_of[token] * step.most + position / KEYS];
+  const size_t place = ((size_t)block * net.groups + group) * KEYS * width;
+  for (int head = group * share; head < (group + 1) * share; ++head) {
     float* x = heads + (size_t)head * width;
-    const int group = head < net.heads + net.groups ? head - net.heads : head - net.heads - net.groups;
-    const size_t place = (block + group) * KEYS * width;
-    if (head >= net.heads + net.groups) {
-      for (int i = 0; i < width; ++i)
-        values[place + ((size_t)(i / LANES * (KEYS / 2) + slot / 2) * LANES + i % LANES) * 2 + slot % 2] = narrowed(x[i]);
-      continue;
-    }
-    const float* norm = head < net.heads ? layer.query_norm : layer.key_norm;
-    if (norm) normalise(x, norm, width, net.epsilon, x);
+    if (layer.query_norm) normalise(x, layer.query_norm, width, net.epsilon, x);
     rotate(x, cosines, sines, net.turned);
-    if (head < net.heads) {
-      uint16_t* query = &room.queries[((size_t)token * net.heads + head) * width];
-      for (int i = 0; i < width; i += LANES) narrow(load<F>(x + i), query + i);
-      continue;
-    }
-    for (int i = 0; i < width; ++i)
-      keys[place + ((size_t)(slot / LANES * (width / 2) + i / 2) * LANES + slot % LANES) * 2 + i % 2] = narrowed(x[i]);
+    uint16_t* query = &room.queries[((size_t)token * net.heads + head) * width];
+    for (int i = 0; i < width; i += LANES) narrow(load<F>(x + i), query + i);
   }
-}
-
-void normalised(const float* x, const float* weight, int width, float epsilon, Rows& rows, int row, std::vector<float>& room) {
-  room.resize(width);
-  normalise(x, weight, width, epsilon, room.data());
-  rows.put(row, 0, room.data(), width);
+  float* key = heads + (size_t)(net.heads + group) * width;
+  const float* value = key + (size_t)net.groups * width;
+  if (layer.key_norm) normalise(key, layer.key_norm, width, net.epsilon, key);
+  rotate(key, cosines, sines, net.turned);
+  for (int i = 0; i < width; ++i) {
+    keys[place + ((size_t)(slot / LANES * (width / 2) + i / 2) * LANES + slot % LANES) * 2 + i % 2] = narrowed(key[i]);
+    values[place + ((size_t)(i / LANES * (KEYS / 2) + slot / 2) * LANES + i % LANES) * 2 + slot % 2] = narrowed(value[i]);
+  }
 }
 
 void plan(const Network& net, const Step& step, Room& room) {
   const int share = net.heads / net.groups, width = net.head_width;
   room.heads.resize((size_t)step.tokens * (net.heads + 2 * net.groups) * width);
   room.queries.resize((size_t)step.tokens * net.heads * width);
-  room.gated.resize((size_t)step.tokens * net.inner);
   room.chunk_of.resize(step.tokens);
   room.tiles.clear();
   for (int chunk = 0; chunk < step.chunks; ++chunk) {
@@ -502,6 +535,12 @@ void plan(const Network& net, const Step& step, Room& room) {
       for (int group = 0; group < net.groups; ++group)
         room.tiles.push_back({chunk, group, start, number - start < HALF_ROWS ? number - start : HALF_ROWS});
   }
+  const Layer& layer = net.layer[0];  // all have its types
+  room.rows.shape(layer.joined.bits, step.tokens, net.width);
+  room.seen.shape(layer.output.bits, step.tokens, net.heads * width);
+  room.inner.shape(layer.down.bits, step.tokens, net.inner);
+  room.last.shape(net.head.bits, step.due, net.width);
+  room.alone = (int)room.tiles.size() == step.chunks * net.groups;
 }
 
 }  // namespace
@@ -515,53 +554,66 @@ extern "C" void chatloom_step(const Network* network, const Step* given) {
   plan(net, step, room);
 #pragma omp parallel num_threads(step.threads)
   {
-    std::vector<float> own;
+    static thread_local Rows rows_of_a_thread;
+    const bool few = tokens <= FEW;  // then each thread has them normalised sooner than it hears of it from another
+    Rows& rows = few ? rows_of_a_thread : room.rows;
+    if (few) rows.shape(room.rows.bits, tokens, width);
+    std::vector<float> own(width), gated((size_t)CHUNK * GROUP);
+    const auto normalised = [&](const float* weight) {
+      const auto put = [&](int token) {
+        normalise(step.x + (size_t)token * width, weight, width, net.epsilon, own.data());
+        rows.put(token, 0, own.data(), width);
+      };
+      if (few) {
+        for (int token = 0; token < tokens; ++token) put(token);
+      } else {
+#pragma omp for
+        for (int token = 0; token < tokens; ++token) put(token);
+      }
+    };
     for (int number = 0; number < net.layers; ++number) {
       const Layer& layer = net.layer[number];
       const size_t start = (size_t)number * step.blocks * net.groups * KEYS * net.head_width;
-#pragma omp single
-      {
-        room.rows.shape(layer.joined.bits, tokens, width);
-        room.seen.shape(layer.output.bits, tokens, net.heads * net.head_width);
-        room.inner.shape(layer.down.bits, tokens, net.inner);
-      }
-#pragma omp for
-      for (int token = 0; token < tokens; ++token)
-        normalised(step.x + (size_t)token * width, layer.attention_norm, width, net.epsilon, room.rows, token, own);
-      product(layer.joined, room.rows, tokens, 1, [&](int row, int tile, F first, F second) {
+      normalised(layer.attention_norm);
+      product(layer.joined, rows, tokens, 1, 1, [&](int row, int tile, F first, F second) {
         float* to = &room.heads[(size_t)row * layer.joined.outputs + tile * LANES];
         store(to, first);
         store(to + LANES, second);
       });
+      const auto place = [&](int token, int group) {
+        place_heads(net, layer, step, token, group, step.keys + start, step.values + start, room);
+      };
+      if (!room.alone) {
 #pragma omp for
-      for (int token = 0; token < tokens; ++token)
-        place_heads(net, layer, step, token, step.keys + start, step.values + start, room);
+        for (int task = 0; task < tokens * net.groups; ++task) place(task / net.groups, task % net.groups);
+      }
 #pragma omp for schedule(dynamic)
-      for (int tile = 0; tile < (int)room.tiles.size(); ++tile)
-        attend(net, layer, step, room.tiles[tile], step.keys + start, step.values + start, room);
+      for (int number = 0; number < (int)room.tiles.size(); ++number) {
+        const Tile& tile = room.tiles[number];
+        if (room.alone)
+          for (int i = 0; i < step.count[tile.chunk]; ++i) place(step.first[tile.chunk] + i, tile.group);
+        attend(net, layer, step, tile, step.keys + start, step.values + start, room);
+      }
       const auto add = [&](int row, int tile, F first, F second) {
         float* to = step.x + (size_t)row * width + tile * LANES;
         store(to, load<F>(to) + first);
         store(to + LANES, load<F>(to + LANES) + second);
       };
-      product(layer.output, room.seen, tokens, 1, add);
-#pragma omp for
-      for (int token = 0; token < tokens; ++token)
-        normalised(step.x + (size_t)token * width, layer.feedforward_norm, width, net.epsilon, room.rows, token, own);
-      product(layer.gate_up, room.rows, tokens, net.inner / LANES, [&](int row, int tile, F gate, F up) {
-        store(&room.gated[(size_t)row * net.inner + tile * LANES], gate / (1.0f + exponential(-gate)) * up);
+      product(layer.output, room.seen, tokens, 1, 1, add);
+      normalised(layer.feedforward_norm);
+      product(layer.gate_up, rows, tokens, net.inner / LANES, 2, [&](int row, int tile, F gate, F up) {
+        float* group = &gated[(size_t)(row % CHUNK) * GROUP];  // which the thread's next pair completes
+        store(group + tile % 2 * LANES, gate / (1.0f + exponential(-gate)) * up);
+        if (tile % 2) room.inner.put(row, (tile - 1) * LANES, group, GROUP);
       });
-#pragma omp for
-      for (int token = 0; token < tokens; ++token)
-        room.inner.put(token, 0, &room.gated[(size_t)token * net.inner], net.inner);
-      product(layer.down, room.inner, tokens, 1, add);
+      product(layer.down, room.inner, tokens, 1, 1, add);
     }
-#pragma omp single
-    room.last.shape(net.head.bits, step.due, width);
 #pragma omp for
-    for (int row = 0; row < step.due; ++row)
-      normalised(step.x + (size_t)step.ends[row] * width, net.final_norm, width, net.epsilon, room.last, row, own);
-    product(net.head, room.last, step.due, 1, [&](int row, int tile, F first, F second) {
+    for (int row = 0; row < step.due; ++row) {
+      normalise(step.x + (size_t)step.ends[row] * width, net.final_norm, width, net.epsilon, own.data());
+      room.last.put(row, 0, own.data(), width);
+    }
+    product(net.head, room.last, step.due, 1, 1, [&](int row, int tile, F first, F second) {
       float* to = step.logits + (size_t)row * net.head.outputs;
       put(to, tile * LANES, net.head.outputs, first);
       put(to, (tile + 1) * LANES, net.head.outputs, second);
@@ -579,7 +631,7 @@ extern "C" void chatloom_product(const Matrix* matrix, const float* x, int32_t n
   {
 #pragma omp for
     for (int row = 0; row < number; ++row) rows.put(row, 0, x + (size_t)row * m.inputs, m.inputs);
-    product(m, rows, number, 1, [&](int row, int tile, F first, F second) {
+    product(m, rows, number, 1, 1, [&](int row, int tile, F first, F second) {
       put(to + (size_t)row * m.outputs, tile * LANES, m.outputs, first);
       put(to + (size_t)row * m.outputs, (tile + 1) * LANES, m.outputs, second);
     });
@@ -601,9 +653,10 @@ extern "C" void chatloom_sample(const float* logits, int32_t rows, int32_t vocab
     float most = highest(high);
     for (int i = whole; i < vocabulary; ++i) most = x[i] > most ? x[i] : most;
     const auto weights = [&](int i) {  // of 16 tokens, or what is left of them
+      if (i < whole) return exponential((load<F>(x + i) - most) * inverse);
       float some[LANES];
       for (int lane = 0; lane < LANES; ++lane) some[lane] = i + lane < vocabulary ? x[i + lane] : -__builtin_inff();
-      return exponential(((i < whole ? load<F>(x + i) : load<F>(some)) - most) * inverse);
+      return exponential((load<F>(some) - most) * inverse);
     };
     double total = 0;  // of blocks, so that the draw finds its block before its token
     constexpr int BLOCK = 64 * LANES;
