@@ -21,16 +21,24 @@ from chatloom.chat.message import Conversation, Message, ToolCall
 # (messages, tools) to text, or a ValueError; asking for the next reply where the assistant was not the last.
 Render = Callable[[Conversation, Sequence[Mapping[str, Any]]], str]
 
+# A small model does as it is shown rather than as it is told. Of seven wordings this one made SmolLM2-135M call the
+# right tools the most often, whether it must call or may.
 _INSTRUCTIONS = """\
-You can call tools. Each line within <tools></tools> describes one, with the JSON schema of its parameters:
-<tools>
+Tools:
 {tools}
-</tools>
-To call a tool, answer with its name and its arguments, and with one such block for each call:
-<tool_call>
-{{"name": "NAME", "arguments": {{...}}}}
+
+User: Turn the lamp on and play jazz.
+Assistant: <tool_call>
+{{"name": "lamp", "arguments": {{"on": true}}}}
 </tool_call>
-What a tool gives back comes within <tool_response></tool_response>."""
+<tool_call>
+{{"name": "play", "arguments": {{"music": "jazz"}}}}
+</tool_call>
+User: How are you?
+Assistant: I am fine.
+
+Answer the user like that: with <tool_call> blocks where a tool can do what is asked, and in words where none can. \
+Results of tools come within <tool_response></tool_response>."""
 
 _NAMES = ("chatloom_one", "chatloom_two")
 _DESCRIPTION, _RESULT, _SAID = "What the probe does.", "What the probe gives.", "What the probe says."

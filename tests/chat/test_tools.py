@@ -81,7 +81,7 @@ def test_a_template_that_knows_no_tools_is_given_text() -> None:
     text = shown(chat, chat.with_tools([TOOL]).prompt(TURNS[:5]))
     system, _, rest = text.partition("<|im_end|>\n")
     assert system.startswith("<|im_start|>system\n")
-    assert '\n{"name": "add", "description": "Adds.", "parameters": {"type": "object"}}\n</tools>' in system
+    assert '\n{"name": "add", "description": "Adds.", "parameters": {"type": "object"}}\n\n' in system
     assert rest == (
         "<|im_start|>user\n1 + 2? 3 + 4?<|im_end|>\n"
         '<|im_start|>assistant\n<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>\n'

@@ -140,7 +140,7 @@ def test_a_call_its_result_and_the_answer(serving: Callable[..., Running]) -> No
     assert '{"name": "now", "description": "The time.", "parameters"' in prompts[0]
     assert prompts[1].startswith(prompts[0] + said(("now", "{}")))
     ask(server, tool_choice="none", max_tokens=...)
-    assert "<tools>" not in prompts[2]
+    assert "<|system|>" not in prompts[2]
 
 
 def test_an_answer_that_repeats_a_call_ends_there(serving: Callable[..., Running]) -> None:
