@@ -55,7 +55,6 @@ export class Thread {
     }
     const last = path.at(-1);
     if (!this.pair && last.role === "user") items.push(unanswered(last));
-    this.list.classList.toggle("with-pair", this.pair !== null);
     this.title.textContent = state.conversation?.title || t("newChat");
     this.list.setAttribute("aria-label", this.title.textContent);
     if (this.list.parentNode !== this.element) fill(this.element, this.title, this.list);
