@@ -73,18 +73,14 @@ class Conversations(Database):
 
     def delete_conversation(self, id: str, *, owner: str | None) -> None:
         """Delete a conversation, with its feedback, so that none of its text is left in the database's files."""
-        with self.writing() as connection:
+        with self.forgetting() as connection:
             _conversation(connection, id, owner)
             connection.execute(delete(t.conversations).where(t.conversations.c.id == id))
-        self.erase()
 
     def delete_conversations(self, *, owner: str) -> int:
         """Delete all that one person said, as `delete_conversation` does; how many conversations there were."""
-        with self.writing() as connection:
-            count = connection.execute(delete(t.conversations).where(t.conversations.c.owner == owner)).rowcount
-        if count:
-            self.erase()
-        return count
+        with self.forgetting() as connection:
+            return connection.execute(delete(t.conversations).where(t.conversations.c.owner == owner)).rowcount
 
     # --- messages ---------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import errno
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, Self
@@ -24,6 +24,11 @@ from chatloom.feedback.tables import TEXTUAL
 
 BUSY_SECONDS = 30.0
 _SQLITE_MAGIC = b"SQLite format 3\0"
+_HAS_TRACES = 1  # SQLite's user_version, which it leaves to its users
+_TRACES = (
+    "What was deleted is gone from the conversations, but traces of its bytes may be in the file; they go when "
+    "something is deleted or the database is opened again"
+)
 _clock = threading.Lock()
 _last = 0
 
@@ -56,9 +61,8 @@ class Database:
             event.listen(engine, "begin", _begin_sqlite)
         else:
             engine = create_engine(url, **options, pool_pre_ping=True)
-        database = cls(
-            engine, url.render_as_string(hide_password=True) if engine.dialect.name != "sqlite" else str(url.database)
-        )
+        on_file = engine.dialect.name == "sqlite"
+        database = cls(engine, str(url.database) if on_file else url.render_as_string(hide_password=True))
         try:
             database._migrate()
         except BaseException:
@@ -72,6 +76,12 @@ class Database:
         if not current:
             with self.writing() as connection:
                 migrations.migrate(connection, self.place)
+        if self.on_sqlite:
+            with self.reading() as connection:
+                traces = connection.execute(text("PRAGMA user_version")).scalar_one() == _HAS_TRACES
+            if traces:
+                with suppress(OSError):  # somebody reads, or the disk is full: they are still remembered
+                    self._erase()
 
     def close(self) -> None:
         """Give the connections back. The last one to close a SQLite database folds its log into the file."""
@@ -95,24 +105,36 @@ class Database:
         with self._in_words(), self._turn, self._writer.begin() as connection:
             yield connection
 
-    def erase(self) -> None:
-        """Make sure that what was deleted is in no file of the database any more: not in free space, not in the log.
+    @contextmanager
+    def forgetting(self) -> Iterator[Connection]:
+        """A transaction that deletes what nobody shall find again: not in free space, not in the log.
 
-        PostgreSQL rewrites its tables; its own write-ahead log and backups are its administrator's. Raises OSError if
-        another program's long reading holds on to the log of SQLite.
+        The rows are gone when it is done, whatever happens next; a SQLite database also remembers that it has traces
+        to erase, so that after a kill the next `open` does it. PostgreSQL rewrites its tables; its own write-ahead log
+        and backups are its administrator's. Raises OSError, saying so, if traces could not be erased.
         """
-        with self._in_words(), self._turn, self._autocommit() as connection:
-            if not self.on_sqlite:
-                connection.execute(text(f"VACUUM FULL {', '.join(TEXTUAL)}"))
-                return
-            # Cells that moved between pages leave copies behind in unused space, which only VACUUM rewrites.
-            connection.execute(text("VACUUM"))
-            if connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)")).one()[0]:
-                raise OSError(
-                    errno.EBUSY,
-                    f"{self.place}: what was deleted is gone, but its bytes are in {self.place}-wal for as long as "
-                    "another program reads the database; stop that program and delete something again",
-                )
+        with self.writing() as connection:
+            yield connection
+            if self.on_sqlite:
+                connection.execute(text(f"PRAGMA user_version={_HAS_TRACES}"))
+        self._erase()
+
+    def _erase(self) -> None:
+        try:
+            with self._turn, self._autocommit() as connection:
+                if not self.on_sqlite:
+                    connection.execute(text(f"VACUUM FULL {', '.join(TEXTUAL)}"))
+                    return
+                # Cells that moved between pages leave copies behind in unused space, which only VACUUM rewrites.
+                connection.execute(text("VACUUM"))
+                if connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)")).one()[0]:
+                    raise OSError(errno.EBUSY, f"{self.place}: another program is reading all the time. {_TRACES}")
+                connection.execute(text("PRAGMA user_version=0"))
+        except DBAPIError as error:
+            said = in_words(error, self.place)
+            raise OSError(
+                getattr(said, "errno", None) or errno.EIO, f"{self.place}: {error.orig}. {_TRACES}"
+            ) from error
 
     @contextmanager
     def _autocommit(self) -> Iterator[Connection]:

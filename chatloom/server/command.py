@@ -134,11 +134,14 @@ def run(config: Config) -> None:
             models[name] = _open(config, ref, dtype, adapters[name])
             notices.print(_about(name, models[name], dtype, given=config.dtype is not None), soft_wrap=True)
         served = ServedModels(models, max_waiting=config.max_waiting)
-        server = Server(create_app(served, store, settings), drain_seconds=config.drain_seconds)
         host, port = listening.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        console.print(f"http://{shown}:{port}  the page; the API is under /v1. Ctrl-C ends.", soft_wrap=True)
-        server.run(sockets=[listening])
+        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+        def tell() -> None:
+            console.print(f"{address}  the page; the API is under {address}/v1. Ctrl-C ends.", soft_wrap=True)
+
+        app = create_app(served, store, settings)
+        Server(app, drain_seconds=config.drain_seconds, on_started=tell).run(sockets=[listening])
 
 
 def _named(given: str) -> tuple[str, str]:

@@ -4,7 +4,9 @@ The first signal begins that, within a bound; what still runs then is cut off an
 While it lasts the server goes on listening, so that a balancer reads in /health that it is about to end.
 """
 
+import socket
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -21,15 +23,29 @@ _TELL_SECONDS = 1.0  # for those that are cut off to hear of it
 class Server(uvicorn.Server):
     """uvicorn, with its quiet end."""
 
-    def __init__(self, app: FastAPI, *, drain_seconds: float = DRAIN_SECONDS, **options: Any) -> None:
-        """`options` are those of `uvicorn.Config`."""
+    def __init__(
+        self,
+        app: FastAPI,
+        *,
+        drain_seconds: float = DRAIN_SECONDS,
+        on_started: Callable[[], None] | None = None,
+        **options: Any,
+    ) -> None:
+        """`on_started` is called when it listens; `options` are those of `uvicorn.Config`."""
         usual = {"log_config": None, "access_log": False, "timeout_graceful_shutdown": 2, **uvicorn_options()}
         super().__init__(uvicorn.Config(app, lifespan="on", **usual | options))
         self._draining: observe.Draining = app.state.draining
         self._models = app.state.models
         self._seconds = drain_seconds
+        self._on_started = on_started
         self._until: float | None = None
         self._cut = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        await super().startup(sockets)
+        if self._on_started is not None and self.started:
+            self._on_started()
 
     def end(self) -> None:
         """Begin to end; again: end now."""

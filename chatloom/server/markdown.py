@@ -1,6 +1,6 @@
 """Safe HTML of what a model, or a person, wrote in Markdown.
 
-CommonMark with tables, strikethrough and bare links (`markdown-it-py`), code coloured by classes (`pygments`). HTML in
+CommonMark with tables and strikethrough (`markdown-it-py`), code coloured by classes (`pygments`). HTML in
 the text stays text: the parser escapes it. What the parser gives is nevertheless cleaned by an allow-list (`nh3`), so
 that two mistakes would be needed before anything that a model writes could run. Images become links, because fetching
 one would tell its server that, and when, the answer was read.

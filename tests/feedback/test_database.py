@@ -284,3 +284,50 @@ def test_what_is_deleted_is_in_no_byte_of_the_files(tmp_path: Path, seed: int) -
         bytes_on_disk = b"".join(file.read_bytes() for file in tmp_path.iterdir())
         found = [number for number in range(20) if f"SECRET{number:02}-".encode() in bytes_on_disk]
         assert found == sorted(set(range(20)) - set(gone))
+
+
+def holds(folder: Path, secret: str) -> bool:
+    """Whether any byte of the database's files tells."""
+    return any(secret.encode() in file.read_bytes() for file in folder.iterdir())
+
+
+def test_a_kill_before_the_traces_are_gone_is_made_good_by_the_next_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(_: Store) -> None:
+        raise KeyboardInterrupt
+
+    with Store.open(tmp_path / "feedback.db") as store:
+        talk = Talk(store)
+        talk.ask("SECRET")
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "_erase", killed)
+            with pytest.raises(KeyboardInterrupt):
+                store.delete_conversation(talk.conversation.id, owner="")
+        assert store.conversations(owner="") == []
+        assert holds(tmp_path, "SECRET")
+        with Store.open(tmp_path / "feedback.db"):
+            assert not holds(tmp_path, "SECRET")
+            erased = []
+            monkeypatch.setattr(Store, "_erase", erased.append)
+            Store.open(tmp_path / "feedback.db").close()
+            assert not erased  # once is enough
+
+
+def test_a_reader_that_holds_on_to_what_was_deleted_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chatloom.feedback.database.BUSY_SECONDS", 0.05)
+    path = tmp_path / "feedback.db"
+    with Store.open(path) as store:
+        talk = Talk(store)
+        talk.ask("SECRET")
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM messages").fetchall()
+        with pytest.raises(OSError, match=r"is reading all the time\. What was deleted is gone from the conversations"):
+            store.delete_conversation(talk.conversation.id, owner="")
+        assert store.conversations(owner="") == []
+        Store.open(path).close()  # it opens all the same
+        other.execute("COMMIT")
+        other.close()
+        Store.open(path).close()
+        assert not holds(tmp_path, "SECRET")

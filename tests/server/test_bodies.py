@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import select
 import socket
 import threading
 import time
@@ -152,10 +153,13 @@ def test_a_declared_length_is_refused_before_a_byte_of_it_came(port: int) -> Non
 
 def test_a_body_that_takes_too_long(port: int) -> None:
     with connected(port) as connection:
-        connection.sendall(b"POST /json HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n")
-        for _ in range(4):  # a byte now and then does not win time
+        connection.sendall(b"POST /json HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n")
+        for _ in range(40):  # a byte now and then does not win time
             connection.sendall(b"{")
-            time.sleep(0.1)
+            if select.select([connection], [], [], 0.1)[0]:
+                break
+        else:
+            pytest.fail("bytes that come one by one are waited for as long as they come")
         answer = answer_of(connection)
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"did not arrive within 0.5 seconds" in answer

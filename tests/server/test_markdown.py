@@ -67,6 +67,11 @@ def test_what_it_shows() -> None:
     assert 'rel="noopener noreferrer nofollow"' in html
 
 
+def test_html_is_shown_as_it_was_written() -> None:
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in render("<script>alert(1)</script>")
+    assert "&lt;b&gt;x&lt;/b&gt;" in render("a <b>x</b>")
+
+
 def test_code_is_coloured_by_classes_and_has_its_language() -> None:
     html = render("```python\ndef f():\n    return '<'\n```")
     assert '<span class="code-language">python</span>' in html

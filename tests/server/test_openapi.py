@@ -27,7 +27,7 @@ TRUE: list[Any] = [
     response_schema_conformance,
 ]
 PATHS = ["/health", "/metrics", "/api/requests", "/v1/models", "/v1/models/{name}"]
-PATHS += ["/v1/chat/completions", "/v1/completions"]
+PATHS += ["/v1/chat/completions", "/v1/completions", "/v1/responses"]
 
 
 @pytest.fixture(scope="module")

@@ -98,6 +98,22 @@ def test_a_stopped_server_keeps_what_there_was(tmp_path: Path) -> None:
         assert len(kept.made.tokens) == 5
 
 
+def test_a_continued_answer_keeps_all_its_tokens(client: httpx.Client, server: Running) -> None:
+    _, (message,) = asked(client, sampling={"max_tokens": 4})
+    assert events(client, message["id"])[-1]["message"]["content"] == "It i"
+    store: Store = server.app.state.store
+    before = store.message(message["id"]).made
+    assert before is not None
+    response = client.post(f"/api/messages/{message['id']}/continue", json={"sampling": {"max_tokens": 6}})
+    assert response.json()["message"]["status"] == "running"
+    last = events(client, message["id"])[-1]["message"]
+    made = store.message(message["id"]).made
+    assert made is not None
+    assert last["content"] == "It iIt is " == server.models["echo"].tokenizer.decode(made.tokens)
+    assert (made.prompt_tokens, made.tokens[:4]) == (before.prompt_tokens, before.tokens)
+    assert engine_of(server).prompts[-1].endswith("<|assistant|>It i")
+
+
 def test_what_belongs_to_another_is_not_there(client: httpx.Client, server: Running) -> None:
     store: Store = server.app.state.store
     theirs = store.create_conversation(owner="ann", title="secret")

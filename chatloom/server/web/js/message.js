@@ -22,6 +22,7 @@ export class Prose {
       if (this.shown[index] === markup) return;
       const block = h("div.block", safeMarkup(markup));
       for (const button of block.querySelectorAll(".code-copy")) button.textContent = t("copy");
+      for (const label of block.querySelectorAll(".code-language:empty")) label.textContent = t("codeLabel");
       for (const code of block.querySelectorAll("pre")) {
         code.setAttribute("role", "region");
         code.setAttribute("aria-label", t("codeLabel"));

@@ -22,8 +22,13 @@ function table(requests) {
     h("tbody", requests.map(row))));
 }
 
+// Dates as they are written where the reader is, if that is in the page's language.
+function place() {
+  return navigator.language.slice(0, 2) === language().slice(0, 2) ? navigator.language : language();
+}
+
 function row(request) {
-  const when = new Date(1000 * request.created).toLocaleString(language(), { dateStyle: "short", timeStyle: "medium" });
+  const when = new Date(1000 * request.created).toLocaleString(place(), { dateStyle: "short", timeStyle: "medium" });
   const seconds = (value) => (value === null ? "–" : t("seconds", { count: number(value, 2) }));
   const cell = (text) => h("td.count", text);
   return h("tr", h("td.when", when), h("td", request.path), h("td", request.model ?? "–"), h("td", request.caller || "–"),

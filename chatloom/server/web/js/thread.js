@@ -21,6 +21,9 @@ export class Thread {
     this.toLatest.hidden = true;
     this.atEnd = true;
     this.element.addEventListener("scroll", () => this.scrolled());
+    for (const event of ["wheel", "touchmove", "keydown"]) {
+      this.element.addEventListener(event, () => { this.moved = true; }, { passive: true });
+    }
     this.element.addEventListener("click", (event) => copyCode(event));
     on("conversation", () => this.begin());
     on("thread", () => this.draw());
@@ -55,13 +58,12 @@ export class Thread {
     }
     const last = path.at(-1);
     if (!this.pair && last.role === "user") items.push(unanswered(last));
-    this.list.classList.toggle("with-pair", this.pair !== null);
     this.title.textContent = state.conversation?.title || t("newChat");
     this.list.setAttribute("aria-label", this.title.textContent);
     if (this.list.parentNode !== this.element) fill(this.element, this.title, this.list);
     arrange(this.list, items);
-    if (this.pair && this.pair.question !== before) this.toPair();
-    else this.stay();
+    if (this.pair && this.pair.question !== before) this.moved = false;
+    this.stay();
   }
 
   view(id) {
@@ -83,7 +85,7 @@ export class Thread {
     this.toLatest.hidden = this.atEnd;
   }
 
-  // Two answers are read from their beginning.
+  // Two answers are read from their beginning, until the reader moves.
   toPair() {
     this.pair.element.previousElementSibling.scrollIntoView({ block: "start" });
     this.atEnd = false;
@@ -91,7 +93,8 @@ export class Thread {
   }
 
   stay() {
-    if (this.atEnd) this.toEnd();
+    if (this.pair && !this.moved) this.toPair();
+    else if (this.atEnd) this.toEnd();
     else this.scrolled();
   }
 
