@@ -21,7 +21,7 @@ from chatloom.chat.message import Conversation, Message, ToolCall
 # (messages, tools) to text, or a ValueError; asking for the next reply where the assistant was not the last.
 Render = Callable[[Conversation, Sequence[Mapping[str, Any]]], str]
 
-# A small model does as it is shown rather than as it is told. Of seven wordings this one made SmolLM2-135M call the
+# A small model does as it is shown rather than as it is told. Of nine wordings this one made SmolLM2-135M call the
 # right tools the most often, whether it must call or may.
 _INSTRUCTIONS = """\
 Tools:
@@ -37,8 +37,7 @@ Assistant: <tool_call>
 User: How are you?
 Assistant: I am fine.
 
-Answer the user like that: with <tool_call> blocks where a tool can do what is asked, and in words where none can. \
-Results of tools come within <tool_response></tool_response>."""
+Answer the user like that: with <tool_call> blocks where a tool can do what is asked, and in words where none can."""
 
 _NAMES = ("chatloom_one", "chatloom_two")
 _DESCRIPTION, _RESULT, _SAID = "What the probe does.", "What the probe gives.", "What the probe says."

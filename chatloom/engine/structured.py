@@ -248,7 +248,7 @@ class Grammars:
 
 
 def _of_calls(asked: Mapping[str, Any]) -> str:
-    """The grammar of tool calls. Of the text before them the parser takes no more than up to the first mark."""
+    """The grammar of tool calls. A mark in a text begins calls: what is lazy has ended before what goes on."""
     form = CallForm(**asked["form"])
     calls, rules = list[str](), list[str]()
     for index, (name, parameters) in enumerate(asked["tools"].items()):
@@ -263,7 +263,7 @@ def _of_calls(asked: Mapping[str, Any]) -> str:
     elif otherwise == "text":
         start = f"TEXT | before {_quoted(form.first.removeprefix(form.mark))} calls"
         mark = _literal(form.mark)
-        rules.append(f"TEXT: /(?s:.*)/ & ~/(?s:.*){mark}(?s:.*)/")
+        rules.append("TEXT: /(?s:.*)/")
         rules.append(f"before[lazy]: /(?s:.*)/ /{mark}/")
     else:
         start = f"other | {begun}"
