@@ -32,12 +32,22 @@ class Coming:
     updated: float
     messages: Sequence[ComingMessage]
 
+    def check(self) -> None:
+        """Raise ValueError unless the turns of every branch alternate, the user's first."""
+        for index, message in enumerate(self.messages):
+            if message.parent is not None and not 0 <= message.parent < index:
+                raise ValueError(f"message {index} comes after message {message.parent}, which is not before it")
+            before = None if message.parent is None else self.messages[message.parent].role
+            if message.role != ("assistant" if before == "user" else "user"):
+                raise ValueError(f"message {index} is of the {message.role} and comes after {before}; turns alternate")
+
 
 class Imports(Database):
     """The part of the store that takes whole conversations in."""
 
     def import_conversation(self, coming: Coming, *, owner: str) -> Conversation | None:
         """Store a conversation under new ids; None if it has no message. ValueError unless its turns alternate."""
+        coming.check()
         if not coming.messages:
             return None
         made = Conversation(
@@ -50,8 +60,7 @@ class Imports(Database):
         )
         ids: list[str] = []
         rows, records = [], []
-        for index, message in enumerate(coming.messages):
-            _check_turn(coming.messages, index)
+        for message in coming.messages:
             ids.append(new_id(now()))
             row: dict[str, Any] = {"id": ids[-1], "conversation": made.id, "role": message.role, "status": "done"}
             row["parent"] = None if message.parent is None else ids[message.parent]
@@ -67,12 +76,3 @@ class Imports(Database):
             if records:
                 connection.execute(insert(t.made), records)
         return made
-
-
-def _check_turn(messages: Sequence[ComingMessage], index: int) -> None:
-    message = messages[index]
-    before = None if message.parent is None else messages[message.parent].role
-    if message.parent is not None and not 0 <= message.parent < index:
-        raise ValueError(f"message {index} comes after message {message.parent}, which is not before it")
-    if before != {"user": None if message.parent is None else "assistant", "assistant": "user"}.get(message.role, ""):
-        raise ValueError(f"message {index} is of the {message.role} and comes after {before}; turns must alternate")

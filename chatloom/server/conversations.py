@@ -95,8 +95,9 @@ async def change(request: Request, id: str, body: Changed) -> dict[str, Any]:
 async def delete(request: Request, id: str) -> None:
     """Delete it, with its feedback, everywhere."""
     page, person = page_of(request), person_of(request)
-    for message in (await asyncio.to_thread(found, page.tree, id, person))["messages"]:
-        await page.answers.stop(message["id"])
+    await asyncio.to_thread(found, page.store.conversation, id, owner=person)
+    for message in await asyncio.to_thread(page.store.messages, id):
+        await page.answers.stop(message.id)
     await asyncio.to_thread(found, page.store.delete_conversation, id, owner=person)
 
 

@@ -57,7 +57,10 @@ def read_conversation(data: Mapping[str, Any], index: int) -> Coming | None:
         if isinstance(data.get("mapping"), Mapping):
             return _of_chatgpt(data)
         if isinstance(data.get("messages"), list):
-            return _of_ours(data)
+            coming = _of_ours(data)
+            if coming is not None:
+                coming.check()
+            return coming
     except ValueError as error:
         raise ValueError(f"conversation {index + 1} of the file: {error}") from error
     raise ValueError(

@@ -16,7 +16,7 @@ import chatloom
 from chatloom.chat.calls import HERMES, CallForm, read_calls
 from chatloom.chat.message import ToolCall
 from chatloom.engine.engine import Engine
-from chatloom.engine.grammar import MAX_CALLS, MAX_CHARACTERS, Grammar
+from chatloom.engine.grammar import MAX_CALLS, MAX_CHARACTERS, Grammar, closed
 from chatloom.engine.request import Completion, SamplingParams
 from chatloom.testing.models import tiny_llama
 from chatloom.testing.tokenizer import byte_tokenizer
@@ -192,6 +192,25 @@ def test_there_is_an_end_to_calling() -> None:
     grammar = Grammar.tool_calls([{"name": "f", "parameters": nothing}], CallForm("<", ">", ",", ";"))
     text = answer(grammar, logit_bias=eager).text
     assert text == "<" + ",".join(["f>{}"] * MAX_CALLS) + ";"
+
+
+def test_arguments_that_nobody_named_are_not_made() -> None:
+    inner = {"properties": {"y": {"type": "null"}}}
+    open_one = {"properties": {"z": {}}, "additionalProperties": {"type": "null"}}
+    schema = {"properties": {"x": inner, "o": open_one, "a": {"allOf": [inner, {"properties": {"w": {}}}]}}}
+    made = closed(schema)
+    assert made["additionalProperties"] is False
+    assert made["properties"]["x"] == {**inner, "additionalProperties": False}
+    assert made["properties"]["o"] == open_one
+    assert made["properties"]["a"] == schema["properties"]["a"]  # each closed by itself, none would fit
+    matcher = ENGINE._matcher(Grammar.tool_call([{"name": "f", "parameters": schema}]), (END,))
+    for token in TOKENIZER.encode('{"name": "f", "arguments": {'):
+        matcher.take(token)
+    beginning = matcher.bias()
+    assert beginning[TOKENIZER.encode('"')[0]] == 0
+    matcher.take(TOKENIZER.encode('"')[0])
+    allowed = (matcher.bias() == 0).nonzero()[:, 0].tolist()
+    assert {TOKENIZER.token(token) for token in allowed} == {"x", "o", "a"}
 
 
 def test_text_or_calls_or_text_and_then_calls() -> None:

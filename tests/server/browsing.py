@@ -100,6 +100,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Chromium; the tests are skipped, and the summary says so, where there is none."""
+    expect.set_options(timeout=20_000)
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     with sync_playwright() as playwright:
         if found is None and Path(playwright.chromium.executable_path).exists():
@@ -118,7 +119,7 @@ class Visit:
     def __init__(self, page: Page, site: Site) -> None:
         self.page, self.site = page, site
         self.problems: list[str] = []
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(20_000)
         page.on("console", lambda message: message.type in ("error", "warning") and self.problems.append(message.text))
         page.on("pageerror", lambda error: self.problems.append(f"script: {error}"))
         page.on("request", lambda request: self._check(request.url))

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from chatloom.feedback.imports import Coming, ComingMessage
 from chatloom.feedback.records import Made, Message
 from chatloom.feedback.store import Store
 from chatloom.server.interchange import exported, read_conversation
@@ -123,8 +124,9 @@ def test_other_files_are_refused_by_the_number_of_the_conversation(data: dict[st
 
 def test_turns_that_do_not_alternate_are_refused_and_nothing_is_stored(store: Store) -> None:
     data = {"messages": [{"id": "a", "role": "user", "content": "x"}, {"parent": "a", "role": "user", "content": "y"}]}
-    coming = read_conversation(data, 0)
-    assert coming is not None
-    with pytest.raises(ValueError, match="turns must alternate"):
-        store.import_conversation(coming, owner="")
+    with pytest.raises(ValueError, match=r"conversation 1 of the file.*turns alternate"):
+        read_conversation(data, 0)
+    turn = ComingMessage(None, "assistant", "x", 1.0)
+    with pytest.raises(ValueError, match="turns alternate"):
+        store.import_conversation(Coming("", "", 1.0, 1.0, [turn]), owner="")
     assert store.conversations(owner="") == []
