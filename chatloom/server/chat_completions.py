@@ -90,7 +90,7 @@ class _Answer:
         choices = []
         for number, noted in enumerate(self.noted):
             rest, reason = self._finish(number)
-            content = None if noted is None else ChatLogprobs(content=noted.chat(ended=True))
+            content = None if noted is None else ChatLogprobs(content=noted.chat())
             message = joined([*messages[number], *rest])
             choices.append(ChatChoice(index=number, message=message, logprobs=content, finish_reason=reason))
         return ChatCompletion(
@@ -114,7 +114,7 @@ class _Answer:
                 else:
                     deltas, reason = self._read(number, piece), None
                 noted = self.noted[number]
-                fresh = None if noted is None else noted.chat(ended=piece is None)
+                fresh = None if noted is None else noted.chat()
                 for place, delta in enumerate(deltas):
                     yield self._chunk(number, delta, noted=fresh if place == 0 else None)
                 if piece is None:

@@ -55,20 +55,31 @@ class TokenTexts:
 
 
 class Noted:
-    """The log-probabilities of an answer, given out as it grows."""
+    """The log-probabilities of an answer, given out as its text grows."""
 
     def __init__(self, tokenizer: Tokenizer, generation: Generation) -> None:
         self._texts = TokenTexts(tokenizer)
         self._generation = generation
         self._given = 0
 
-    def chat(self, *, ended: bool) -> list[TokenLogprob]:
-        """Those that have come since the last time."""
+    def chat(self) -> list[TokenLogprob]:
+        """Those that have come since the last time: of tokens whose text has come, none that a stop string cuts off."""
         completion = self._generation.completion
-        until = num_visible(completion, self._generation.sampling.stop_tokens, self._texts.tokenizer, ended=ended)
-        places = range(self._given, max(self._given, until))
-        self._given = places.stop
-        return [self._entry(completion, place) for place in places]
+        tokens = completion.tokens
+        if tokens and tokens[-1] in self._generation.sampling.stop_tokens:
+            tokens = tokens[:-1]
+        first, end = self._given, len(tokens)
+        if self._generation.sampling.stop:
+            end = first
+            while end < len(tokens) and self._length(tokens[:end]) < len(completion.text):
+                end += 1
+        self._given = end
+        return [self._entry(completion, place) for place in range(first, end)]
+
+    def _length(self, tokens: Sequence[int]) -> int:
+        """Characters of the text; one that is not whole yet does not count."""
+        text = self._texts.tokenizer.decode(tokens)
+        return len(text) - text.endswith("\ufffd")
 
     def _entry(self, completion: Completion, place: int) -> TokenLogprob:
         top = [] if completion.top_logprobs is None else completion.top_logprobs[place]
@@ -110,19 +121,3 @@ def text_logprobs(
 def finite(logprob: float) -> float:
     """JSON has no -inf; OpenAI says -9999 for what has no probability to speak of."""
     return max(logprob, -9999.0)
-
-
-def num_visible(completion: Completion, stop_tokens: Sequence[int], tokenizer: Tokenizer, *, ended: bool) -> int:
-    """How many tokens of an answer are in its text."""
-    tokens = completion.tokens
-    if tokens and tokens[-1] in stop_tokens:
-        tokens = tokens[:-1]
-    if not ended or completion.finish_reason != "stop":
-        return len(tokens)
-    while (
-        tokens
-        and len(tokenizer.decode(tokens[:-1])) >= len(completion.text)
-        and len(tokenizer.decode(tokens)) > len(completion.text)
-    ):
-        tokens = tokens[:-1]
-    return len(tokens)

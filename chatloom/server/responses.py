@@ -104,7 +104,7 @@ class _Answer:
         async for number, piece in answering.merged([self.generation]):
             assert number == 0
             pieces = self.reader.rest() if piece is None else self.reader.pieces(piece)
-            fresh = [] if self.noted is None else self.noted.chat(ended=piece is None)
+            fresh = [] if self.noted is None else self.noted.chat()
             for each in self.output.take(pieces, [one.model_dump() for one in fresh]):
                 yield each
             if self.reader.done:

@@ -150,11 +150,24 @@ def _greedy(max_tokens: int, model: Any) -> Any:
     return SamplingParams(max_tokens=max_tokens, stop_tokens=model.chat_format.stop_tokens)
 
 
-def test_a_stop_string_leaves_out_the_logprobs_of_what_it_cut(serving: Callable[..., Running]) -> None:
-    client = serving(say=scripted(lambda prompt: "one two three")).client
-    answer = client.chat.completions.create(model="say", messages=USER, logprobs=True)
-    assert answer.choices[0].logprobs is not None
-    assert "".join(entry.token for entry in answer.choices[0].logprobs.content or ()) == "one two three"
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_stop_string_leaves_out_the_logprobs_of_what_it_cut(tiny_server: Running, stream: bool) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "messages": USER, "seed": 1, "max_tokens": 40}
+    asked |= {"logit_bias": {str(token): -100 for token in range(16)}}  # no special tokens, which have no text
+    create = tiny_server.client.chat.completions.create
+    whole = content(create(**asked))
+    places = (place for place in range(4, 38) if whole[place - 1 : place + 2].isascii())
+    place = next(place for place in places if whole.index(whole[place : place + 2]) == place)
+    asked |= {"stop": whole[place : place + 2], "logprobs": True}
+    if stream:
+        chunks = [chunk.choices[0] for chunk in create(**asked, stream=True)]
+        text = "".join(chunk.delta.content or "" for chunk in chunks)
+        tokens = [entry for chunk in chunks if chunk.logprobs for entry in chunk.logprobs.content or ()]
+    else:
+        answer = create(**asked)
+        text, tokens = content(answer), answer.choices[0].logprobs.content  # type: ignore[union-attr,assignment]
+    assert bytes(byte for entry in tokens for byte in entry.bytes or ()).decode("utf-8", "replace") == text
+    assert text == whole[:place]
 
 
 def test_what_was_said_before_is_remembered_and_told(serving: Callable[..., Running]) -> None:
