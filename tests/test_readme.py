@@ -24,7 +24,9 @@ from chatloom.cli import VERBS
 from chatloom.data.formats import read_conversations
 from chatloom.data.preference import Comparison, read_comparisons, read_prompts
 from chatloom.data.sources import read_texts
+from chatloom.feedback.store import Store
 from chatloom.tasks import get_task
+from chatloom.testing.talk import Talk
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -41,7 +43,6 @@ TINY: dict[str, dict[str, Any]] = {
     "rank": {"num_prompts": 4, "max_tokens": 8, "agreement": 1.0},
     "evaluate": {"num_prompts": 4, "num_documents": 8, "max_tokens": 8},
     "chat": {"max_tokens": 8},
-    "export": {},
     "doctor": {"memory": False},
 }
 
@@ -150,7 +151,7 @@ def test_every_format_shown_is_read(tmp_path: Path) -> None:
         assert read(read_prompts, line).conversation[-1].content.endswith("Where does Ida live?")
 
 
-RECIPES = {"quickstart", "smollm2-rlhf"}  # these are run elsewhere
+ELSEWHERE = {"quickstart", "smollm2-rlhf", "serve", "accounts"}  # these are run by tests of their own
 
 
 # --- running --------------------------------------------------------------------------------------------------
@@ -170,13 +171,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "runs" / "quickstart").mkdir(parents=True)
     for name in ("base", "sft", "reward", "ppo"):
         (folder / "runs" / "quickstart" / name).symlink_to(Path("..") / name)
+    with Store.open(str(folder / "feedback.db")) as store:
+        talk = Talk(store)
+        for question in ("Where does Ida live?", "Who lives in Highmoor?", "What is a basket made of?", "Who is Ida?"):
+            asked = talk.ask(question)
+            answers = [talk.answer(asked, f"{word}, I think.").id for word in ("Ida", "Nobody", "Reed")]
+            store.rank([answers[:1], answers[1:]], rater="")
     return folder
 
 
 def runnable() -> list[Command]:
     """The README's stages, in its order; the first chat is with the quickstart's model, which comes last."""
-    found = [each for each in commands(README) if each.words[0] == "chatloom" and each.words[1] not in RECIPES]
-    return sorted(found, key=lambda command: command.words[1] in ("chat", "rank", "evaluate", "export", "doctor"))
+    found = [each for each in commands(README) if each.words[0] == "chatloom" and each.words[1] not in ELSEWHERE]
+    made = [each for each in found if "runs/quickstart" in each.line or each.words[1] in ("chat", "doctor")]
+    return [each for each in found if each not in made] + made
 
 
 def has_smollm2() -> bool:
@@ -195,10 +203,10 @@ def test_the_readme_runs(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
         if getattr(config, "model", None) == "smollm2" and not has_smollm2():
             continue
         monkeypatch.setattr("sys.stdin", io.StringIO("Where does Ida live?\n"))
-        small = configuration.override(config, **TINY[verb])
+        small = configuration.override(config, **TINY.get(verb, {}))
         importlib.import_module(VERBS[verb][0]).run(small)
         verbs.add(verb)
-    assert verbs == set(VERBS) - RECIPES, "the README shows every command"
+    assert verbs == set(VERBS) - ELSEWHERE, "the README shows every command"
     assert (folder / "runs" / "evaluation" / "report.html").exists()
     comparisons = (folder / "runs" / "comparisons" / "comparisons.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(comparisons[0])["responses"]

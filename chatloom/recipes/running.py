@@ -1,7 +1,9 @@
 """What every recipe does around its stages: take its folder, write its data, say its commands, publish its report."""
 
+import contextlib
 import json
 import shlex
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
@@ -9,13 +11,17 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.prompt import Confirm
 
+from chatloom import catalogue, runtime
 from chatloom import config as configuration
-from chatloom import runtime
 from chatloom.chat.message import printable
 from chatloom.evals import results as schema
 from chatloom.evals.report import print_summary, write_report
+from chatloom.server import command as serve
 from chatloom.stages import evaluate
+
+BESIDE = "smollm2"  # the model that what was trained is served with
 
 
 def claim(root: Path, config: Any, *, recipe: str) -> None:
@@ -102,3 +108,16 @@ def show(found: schema.Results, root: Path, seconds: float) -> None:
     console.print(f"\n{seconds:.0f} s. The report: {report}", highlight=False, soft_wrap=True)
     talk = shlex.join(["chatloom", "chat", str(root / "ppo")])
     console.print(f"Talk to it: [bold]{escape(talk)}[/]", highlight=False, soft_wrap=True)
+    offer_page(root, console)
+
+
+def offer_page(root: Path, console: Console) -> None:
+    """Say how the model just trained is served beside one that exists, and do so if somebody is there who wants it."""
+    models = [f"{root.name}={root / 'ppo'}"]
+    with contextlib.suppress(ValueError):  # its package is not installed
+        catalogue.resolve(BESIDE)
+        models.append(BESIDE)
+    command = shlex.join(["chatloom", "serve", *models, "--open-page"])
+    console.print(f"Or in a browser, where its answers can be rated: [bold]{escape(command)}[/]", soft_wrap=True)
+    if sys.stdin.isatty() and sys.stdout.isatty() and Confirm.ask("Open that page now?", console=console, default=True):
+        serve.run(serve.Config(models=tuple(models), open_page=True))

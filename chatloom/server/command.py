@@ -6,6 +6,7 @@ lines go to the error stream as JSON; the address to standard output.
 
 import socket
 import sys
+import webbrowser
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -41,6 +42,8 @@ class Config:
     port: int = 8000
     # Conversations, feedback, users and keys: a SQLite file, made if it is not there, or the URL of a PostgreSQL.
     database: str = "feedback.db"
+    # Open the page in a browser as soon as it is there.
+    open_page: bool = False
     # A file of API keys, one a line; with it, nobody comes in without one.
     api_key_file: str | None = None
     # Host names by which the server may be called; those of this machine are known.
@@ -139,6 +142,8 @@ def run(config: Config) -> None:
 
         def tell() -> None:
             console.print(f"{address}  the page; the API is under {address}/v1. Ctrl-C ends.", soft_wrap=True)
+            if config.open_page:
+                webbrowser.open(address)
 
         app = create_app(served, store, settings)
         Server(app, drain_seconds=config.drain_seconds, on_started=tell).run(sockets=[listening])

@@ -256,10 +256,35 @@ def test_sqlite_by_url_and_by_path_is_one(tmp_path: Path) -> None:
 # --- forgetting ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_what_is_deleted_is_in_no_byte_of_the_files(tmp_path: Path, seed: int) -> None:
-    """Answers that grew, ratings, edits, titles: rows that moved between pages leave copies if one does not look."""
+@pytest.mark.parametrize("seed", [6, 7])
+def test_rows_that_moved_leave_no_copies(tmp_path: Path, seed: int) -> None:
+    """With these seeds SQLite, which overwrites what it frees, leaves two copies each behind unless one looks."""
     chance = random.Random(seed)
+    secrets = [f"SECRET{number:02}-" for number in range(8)]
+    with Store.open(tmp_path / "feedback.db") as store:
+        talks = [Talk(store) for _ in secrets]
+        questions = [talk.ask("Q") for talk in talks]
+        answers: list[tuple[int, str]] = []
+        for _ in range(120):
+            number = chance.randrange(8)
+            text_now = secrets[number] * chance.randrange(1, 60)
+            answers.append((number, talks[number].answer(questions[number], text_now, status="running").id))
+            for _ in range(3):
+                number, id = chance.choice(answers[-12:])
+                store.update_message(id, content=secrets[number] * chance.randrange(1, 60))
+        for talk in talks[::2]:
+            store.delete_conversation(talk.conversation.id, owner="")
+        assert [holds(tmp_path, secret) for secret in secrets] == [False, True] * 4
+
+
+def holds(folder: Path, secret: str) -> bool:
+    """Whether any byte of the database's files tells."""
+    return any(secret.encode() in file.read_bytes() for file in folder.iterdir())
+
+
+def test_what_is_deleted_is_in_no_byte_of_the_files(tmp_path: Path) -> None:
+    """Titles, system messages, questions, answers that grew, comments, tags and edits."""
+    chance = random.Random(0)
     with Store.open(tmp_path / "feedback.db") as store:
         talks = [Talk(store, system=f"SECRET{number:02}-") for number in range(20)]
         last: list[object] = [None] * 20
@@ -284,11 +309,6 @@ def test_what_is_deleted_is_in_no_byte_of_the_files(tmp_path: Path, seed: int) -
         bytes_on_disk = b"".join(file.read_bytes() for file in tmp_path.iterdir())
         found = [number for number in range(20) if f"SECRET{number:02}-".encode() in bytes_on_disk]
         assert found == sorted(set(range(20)) - set(gone))
-
-
-def holds(folder: Path, secret: str) -> bool:
-    """Whether any byte of the database's files tells."""
-    return any(secret.encode() in file.read_bytes() for file in folder.iterdir())
 
 
 def test_a_kill_before_the_traces_are_gone_is_made_good_by_the_next_opening(
