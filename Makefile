@@ -14,7 +14,7 @@ quickstart: $(INSTALLED)
 	$(BIN)/chatloom quickstart $(ARGS)
 
 test: $(INSTALLED) browser
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--numprocesses auto --dist loadfile)
 
 # The page is tested in Chromium. Where there is none and it cannot be installed, the tests' summary says so.
 browser:

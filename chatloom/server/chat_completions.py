@@ -70,6 +70,9 @@ def _check(body: ChatBody) -> None:
         raise errors.invalid("Give 'max_completion_tokens' or 'max_tokens', not both.", param="max_tokens")
     if body.max_tokens == 0:
         raise errors.invalid("Invalid 'max_tokens': it must be at least 1.", param="max_tokens")
+    for name, instead in (("functions", "tools"), ("function_call", "tool_choice")):
+        if getattr(body, name) is not None:
+            raise errors.invalid(f"{name!r} is not supported; use {instead!r}.", param=name, code="unsupported_parameter")
 
 
 class _Answer:

@@ -236,6 +236,8 @@ def test_an_answer_can_be_sent_back_as_it_came(serving: Callable[..., Running]) 
         ({"max_tokens": 1.5}, "max_tokens", "valid integer"),
         ({"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens", "not both"),
         ({"top_logprobs": 2}, "top_logprobs", "'logprobs'"),
+        ({"functions": [{"name": "add"}]}, "functions", "use 'tools'"),
+        ({"function_call": "auto"}, "function_call", "use 'tool_choice'"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
         ({"logit_bias": {"x": 1}}, "logit_bias.x", "pattern"),
         ({"logit_bias": {"99999": 1}}, None, "not in the model's vocabulary"),
