@@ -37,6 +37,7 @@ VERBS = {
     "export": ("chatloom.stages.export", "write a model as a Hugging Face folder or a GGUF file"),
 }
 _TAKE_A_REF = ("chat", "export", "doctor")  # `chatloom chat REF` is `chatloom chat --model REF`
+_ANSWERING = ("chat", "serve")  # people, who run other programs beside
 # Those that make the same tensors over and over.
 _TRAINING = ("quickstart", "smollm2-rlhf", "pretrain", "sft", "rank", "reward", "ppo")
 
@@ -54,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if verb not in VERBS:
             raise ValueError(f"there is no command {verb!r}{nearest(verb, VERBS)}")
+        if verb in _ANSWERING:
+            runtime.let_waiting_threads_sleep()
         module = importlib.import_module(VERBS[verb][0])
         if verb in _TAKE_A_REF and options and not options[0].startswith("-"):
             options = ["--model", *options]

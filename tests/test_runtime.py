@@ -1,3 +1,4 @@
+import os
 import platform
 import subprocess
 import sys
@@ -88,3 +89,33 @@ print(given_back, faults())
     given_back, kept = map(int, found)
     assert given_back > 50
     assert kept < given_back / 10
+
+
+def test_threads_that_wait_sleep_unless_somebody_decided_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that what is set here is undone
+        monkeypatch.delenv(name)
+    runtime.let_waiting_threads_sleep()
+    assert os.environ["GOMP_SPINCOUNT"] == "300"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    runtime.let_waiting_threads_sleep()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    runtime.let_waiting_threads_sleep()
+    assert "GOMP_SPINCOUNT" not in os.environ
+
+
+def test_they_are_told_before_torch_is_there() -> None:
+    """GNU's OpenMP reads it as it is loaded."""
+    code = (
+        "import sys\n"
+        "from chatloom import cli, runtime\n"
+        "def told():\n"
+        "    print('torch' in sys.modules)\n"
+        "    raise SystemExit\n"
+        "runtime.let_waiting_threads_sleep = told\n"
+        "cli.main(['chat', 'nothing'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

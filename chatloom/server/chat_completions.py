@@ -72,7 +72,9 @@ def _check(body: ChatBody) -> None:
         raise errors.invalid("Invalid 'max_tokens': it must be at least 1.", param="max_tokens")
     for name, instead in (("functions", "tools"), ("function_call", "tool_choice")):
         if getattr(body, name) is not None:
-            raise errors.invalid(f"{name!r} is not supported; use {instead!r}.", param=name, code="unsupported_parameter")
+            raise errors.invalid(
+                f"{name!r} is not supported; use {instead!r}.", param=name, code="unsupported_parameter"
+            )
 
 
 class _Answer:
