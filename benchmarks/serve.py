@@ -1,9 +1,9 @@
 """A server under load, against llama.cpp's on the same machine and model.
 
 Some hundred clients ask for streamed chat answers, one after the other without a pause, for some minutes; one request
-in ten is left by its client at a random moment. Each server is a process of its own, on the loopback alone, and this
-one is the clients: they take some of the same cores, from both sides alike. Both sides are asked the same questions in
-the same order, each client its own.
+in ten is left by its client at a random moment, before its first text or after. Each server is a process of its own, on
+the loopback alone, and this one is the clients: they take some of the same cores, from both sides alike. Both sides are
+asked the same questions in the same order, each client its own.
 
 Ours: `chatloom serve`. The peer: llama.cpp's HTTP server, continuous batching with as many slots as ours decodes rows
 at once or fewer, whichever `--slots` says, over the file that the catalogue's model is.
@@ -121,12 +121,17 @@ def running(command: Sequence[str], environment: dict[str, str]) -> Iterator[Ser
 
 
 def questions(config: Config, client: int, texts: Sequence[Sequence[str]]) -> Iterator[tuple[str, int, float]]:
-    """A client's questions for ever: text, most tokens of the answer, and after which share of it the client leaves."""
+    """A client's questions for ever: text, most tokens of the answer, and when the client leaves.
+
+    That is after a share of the answer, below 1, or after so many seconds, negative; 1 is never.
+    """
     draw = random.Random(config.seed * 100_003 + client)
     while True:
         words, count = draw.choice(texts), draw.randint(*config.words)
         start = draw.randrange(max(1, len(words) - count))
-        leaves = draw.random() * 0.9 if draw.random() < config.leaving else 1.0
+        leaves = 1.0
+        if draw.random() < config.leaving:
+            leaves = draw.random() * 0.9 if draw.random() < 0.5 else -10 * draw.random()
         yield "Explain this: " + " ".join(words[start : start + count]), draw.randint(*config.answer), leaves
 
 
@@ -145,13 +150,16 @@ async def ask(server: Server, client: int, question: tuple[str, int, float]) -> 
     try:
         reader, writer = await asyncio.open_connection(where.hostname, where.port, limit=2**20)
         writer.write(head.encode() + content)
-        status = int((await asyncio.wait_for(reader.readline(), PATIENCE)).split()[1])
-        if status != 200:
-            answer.outcome = "refused" if status in (429, 503) else "error"
-            answer.problem = f"{status} {(await reader.read(2000))[-300:]!r}"
-            return answer
-        await _read(reader, answer, start, count * leaves if leaves < 1 else math.inf)
-    except (TimeoutError, OSError, ValueError, asyncio.IncompleteReadError) as error:
+        async with asyncio.timeout(-leaves if leaves < 0 else None):
+            status = int((await asyncio.wait_for(reader.readline(), PATIENCE)).split()[1])
+            if status == 200:
+                await _read(reader, answer, start, count * leaves if 0 <= leaves < 1 else math.inf)
+            else:
+                answer.outcome = "refused" if status in (429, 503) else "error"
+                answer.problem = f"{status} {(await reader.read(2000))[-300:]!r}"
+    except TimeoutError:
+        answer.outcome, answer.problem = ("left", "") if leaves < 0 else ("error", f"nothing for {PATIENCE:g} s")
+    except (OSError, ValueError, asyncio.IncompleteReadError) as error:
         answer.problem = f"{type(error).__name__}: {error}"
     finally:
         answer.seconds = time.monotonic() - start
@@ -264,6 +272,9 @@ def measured(config: Config, label: str, command: Sequence[str], environment: di
             console.print("left in the server: " + ", ".join(f"{name} {value}" for name, value in left))
             assert len(left) == 3, text
             assert all(float(value) == 0 for _, value in left), "something was not given back"
+            assert not found["errors"] + found["refused"], "a request failed"
+            growth = found["memory at the end, MiB"] / found["memory after a quarter, MiB"]
+            assert config.minutes < 1 or growth < 1.05, f"memory grew to {growth:.2f} times"
         return found
 
 

@@ -531,10 +531,12 @@ class Engine:
                 busy = self._step()
             except Exception as error:
                 busy = False
+                failed = RuntimeError(f"the engine's step failed: {type(error).__name__}: {error}")
+                failed.__cause__ = error
                 with self._stepping:
                     for row in self._scheduler.emptied():
                         assert isinstance(row, Row)
-                        row.error = error
+                        row.error = failed  # nobody's request is at fault: not a ValueError
                 self._tell()
             if not busy:
                 self._work.wait()

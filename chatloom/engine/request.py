@@ -21,6 +21,8 @@ Progress = Callable[[int, int], None]
 FinishReason = Literal["stop", "length", "cancelled"]
 
 MAX_SEED = 2**63 - 1
+MAX_TOP_K = 2**31 - 1
+COLDEST = 1e-6  # logits divided by less might not be finite
 MAX_SAMPLES = 128
 MAX_TOP_LOGPROBS = 20
 MAX_BIAS = 100.0
@@ -37,7 +39,7 @@ class SamplingParams:
 
     # Most tokens to generate; the context limit may end a completion earlier.
     max_tokens: int = 64
-    # 0 takes the likeliest token; 1 samples the model's own distribution, which is what RL needs.
+    # 0 takes the likeliest token, and so does less than COLDEST; 1 samples the model's own distribution, as RL needs.
     temperature: float = 0.0
     # Sample among the k likeliest tokens; None is all. (Exact ties with the k-th are kept.)
     top_k: int | None = None
@@ -82,8 +84,10 @@ class SamplingParams:
         _whole("max_tokens", self.max_tokens, 1, None)
         if not _is_number(self.temperature) or not 0 <= self.temperature < math.inf:
             raise _refusal("temperature", self.temperature, "0 (the likeliest token) or any positive number")
+        if self.temperature < COLDEST:
+            object.__setattr__(self, "temperature", 0.0)
         if self.top_k is not None:
-            _whole("top_k", self.top_k, 1, None, none="None for all tokens")
+            _whole("top_k", self.top_k, 1, MAX_TOP_K, none="None for all tokens")
         if self.top_p is not None and not (_is_number(self.top_p) and 0 < self.top_p <= 1):
             raise _refusal("top_p", self.top_p, "above 0 and at most 1, or None for all tokens")
         if self.seed is not None:

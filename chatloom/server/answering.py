@@ -19,7 +19,6 @@ from chatloom.server.schemas import FinishReason, PromptDetails, Sampled, Usage
 from chatloom.server.served import Served, ServedModels
 
 T = TypeVar("T")
-COLDEST = 1e-6  # a temperature below it is 0: logits divided by it might not be finite
 UNBOUNDED = 1_000_000  # tokens of an answer where the context has no end
 
 
@@ -58,7 +57,7 @@ def sampling_of(
     most = min(served.context_length, UNBOUNDED)
     return SamplingParams(
         max_tokens=most if max_tokens is None else max(1, min(max_tokens, most)),
-        temperature=1.0 if body.temperature is None else body.temperature if body.temperature >= COLDEST else 0.0,
+        temperature=1.0 if body.temperature is None else body.temperature,
         top_k=body.top_k,
         top_p=body.top_p,
         min_p=body.min_p,

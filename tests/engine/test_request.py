@@ -14,7 +14,8 @@ from chatloom.engine.request import MAX_SEED, SamplingParams, derive_seed, sampl
         ("temperature", -0.1, "any positive number"),
         ("temperature", float("nan"), "any positive number"),
         ("temperature", float("inf"), "any positive number"),
-        ("top_k", 0, "at least 1"),
+        ("top_k", 0, "from 1 to"),
+        ("top_k", 2**63, "from 1 to 2147483647"),
         ("top_p", 0.0, "above 0 and at most 1"),
         ("top_p", 1.1, "above 0 and at most 1"),
         ("seed", -1, f"from 0 to {MAX_SEED}"),
@@ -69,3 +70,8 @@ def test_what_changes_logits() -> None:
     assert SamplingParams(logit_bias={4: 1.0}).logit_bias == ((4, 1.0),)
     for change in ({"logit_bias": {4: 1.0}}, {"repetition_penalty": 1.1}, {"presence_penalty": -1.0}):
         assert SamplingParams(**change).changes_logits  # type: ignore[arg-type]
+
+
+def test_a_temperature_next_to_none_is_none() -> None:
+    assert SamplingParams(temperature=1e-40).temperature == 0
+    assert SamplingParams(temperature=1e-5).temperature == 1e-5
