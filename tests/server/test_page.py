@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -224,6 +225,7 @@ def test_both_languages_have_the_same_texts_and_every_text_is_there() -> None:
     assert len(english) > 150
     for key, text in english.items():
         assert set(re.findall(r"\{\w+\}", text)) == set(re.findall(r"\{\w+\}", chinese[key])), key
+    assert "unless the operator" in english["consentHint"]  # `feedback export --with-unconsented`
     scripts = "".join(path.read_text(encoding="utf-8") for path in (WEB / "js").glob("*.js"))
     for key in re.findall(r'\bt\("(\w+)"', scripts):
         assert key in english, key
@@ -263,3 +265,11 @@ def test_an_answer_whose_server_is_gone_is_stopped_and_can_go_on(
     store.update_message(message["id"], content="It is", status="running", made=cut)
     last = events(client, message["id"])[-1]["message"]
     assert (last["status"], last["content"], last["can_continue"]) == ("stopped", "It is", True)
+
+
+def test_an_import_is_bounded_by_what_the_page_sends(server: Running) -> None:
+    host, port = server.base_url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        head = f"POST /api/import HTTP/1.1\r\nHost: {host}:{port}\r\nX-CSRF-Token: local\r\n"
+        connection.sendall(f"{head}Content-Length: {32 * 2**20 + 1}\r\n\r\n".encode())
+        assert connection.recv(4096).startswith(b"HTTP/1.1 413")

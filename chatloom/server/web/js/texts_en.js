@@ -128,7 +128,7 @@ export default {
   dark: "Dark",
   language: "Language",
   consent: "My feedback may train models",
-  consentHint: "Without this it is kept, and left out of every export.",
+  consentHint: "Without this it is kept, and exports leave it out unless the operator asks for what was not agreed to.",
   offer: "Now and then offer two answers",
   sampling: "Sampling",
   systemMessage: "System message",

@@ -128,7 +128,7 @@ export default {
   dark: "深色",
   language: "语言",
   consent: "我的反馈可用于训练模型",
-  consentHint: "关闭后仍会保存，但不会进入任何导出。",
+  consentHint: "关闭后仍会保存；除非运营者明确要求包含未经同意的内容，否则导出时会略去。",
   offer: "偶尔给出两个回答供选择",
   sampling: "采样",
   systemMessage: "系统消息",
