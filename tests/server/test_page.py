@@ -18,6 +18,7 @@ from chatloom.testing.paced import PacedEngine, paced
 from chatloom.testing.serving import Running, serve
 
 WRITE = {"X-CSRF-Token": "local"}
+FINE = {"title": "fine", "messages": [{"id": "a", "role": "user", "content": "x"}]}
 
 
 @pytest.fixture
@@ -164,6 +165,7 @@ def test_what_belongs_to_another_is_not_there(client: httpx.Client, server: Runn
         ("/api/rankings", {"groups": [["{a}"]]}, "at least two"),
         ("/api/comparisons", {"chosen": "{a}", "rejected": "{a}"}, "at least two"),
         ("/api/import", {"conversations": [{"x": 1}]}, "conversation 1 of the file"),
+        ("/api/import", {"conversations": [FINE, FINE | {"title": "\ud800"}]}, "conversation 2 of the file"),
     ],
 )
 def test_what_cannot_be_is_said_and_nothing_is_stored(
