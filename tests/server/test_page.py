@@ -13,6 +13,9 @@ import pytest
 
 from chatloom.feedback.store import Store
 from chatloom.server import running
+from chatloom.server.accounts import ROLES
+from chatloom.server.app import Settings
+from chatloom.server.key_file import KeyFile
 from chatloom.server.page import WEB
 from chatloom.testing.paced import PacedEngine, paced
 from chatloom.testing.serving import Running, serve
@@ -192,6 +195,40 @@ def test_an_answer_under_way_cannot_be_judged_and_is_ended_with_its_conversation
     assert "still being written" in response.json()["error"]["message"]
     assert client.delete(f"/api/conversations/{conversation}").status_code == 204
     assert server.models.num_live == 0
+
+
+def test_an_answer_that_failed_cannot_be_judged(client: httpx.Client, server: Running) -> None:
+    _, messages = asked(client, n=2)
+    good, failed = (message["id"] for message in messages)
+    events(client, good, also=failed)
+    server.app.state.store.update_message(failed, status="failed")
+    for path, body in [
+        ("/api/rankings", {"groups": [[good], [failed]]}),
+        ("/api/comparisons", {"chosen": good, "rejected": failed}),
+        (f"/api/messages/{failed}/rating", {"value": -1}),
+        (f"/api/messages/{failed}/edit", {"text": "x"}),
+    ]:
+        response = client.post(path, json=body)
+        assert response.status_code == 400, path
+        assert "failed" in response.json()["error"]["message"]
+    assert client.get("/api/loop").json()["total"] == 0
+
+
+@pytest.mark.parametrize("role", ["admin", "labeler", "user"])
+def test_where_the_database_is_only_its_administrators_are_told(tmp_path: Path, role: str) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"sk-a-key-of-the-file-{role} name=one role={role}\n")
+    settings = Settings(key_file=KeyFile(keys, ROLES))
+    path = tmp_path / "feedback.db"
+    with (
+        Store.open(path) as store,
+        serve({"echo": paced(lambda prompt: "no")}, store=store, settings=settings) as running,
+    ):
+        headers = {"Authorization": f"Bearer sk-a-key-of-the-file-{role}"}
+        response = httpx.get(f"{running.base_url}/api/loop", headers=headers)
+    assert response.status_code == 200, response.text
+    assert (str(path) in response.text) == (role == "admin")
+    assert "--to reward" in response.json()["commands"][0]
 
 
 def test_a_rating_of_two_who_agree_shows_in_the_loop(client: httpx.Client, server: Running) -> None:

@@ -98,6 +98,7 @@ export default {
   thanksKept: "Thank you. Kept, and not used for training.",
   takenBack: "Taken back.",
   pairTitle: "Which answer is better?",
+  pairBroken: "One of the two answers could not be finished.",
   pairWait: "Two answers are being written.",
   answerA: "Answer A",
   answerB: "Answer B",

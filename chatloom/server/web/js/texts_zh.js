@@ -98,6 +98,7 @@ export default {
   thanksKept: "谢谢，已保存，不用于训练。",
   takenBack: "已撤回。",
   pairTitle: "哪个回答更好？",
+  pairBroken: "两个回答中有一个未能完成。",
   pairWait: "正在写两个回答。",
   answerA: "回答 A",
   answerB: "回答 B",
