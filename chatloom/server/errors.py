@@ -5,6 +5,7 @@ Whatever goes wrong below, a ValueError with a sentence for the user, becomes on
 """
 
 import errno
+import logging
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from chatloom.engine.runner import NotFinite
 from chatloom.server import note
 
 RETRY_SECONDS = 1
+_log = logging.getLogger("chatloom.server")
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 # What the store's OSErrors say, without the place that they name: status, code and words.
 _STORE = {
@@ -147,7 +149,8 @@ def install(app: FastAPI) -> None:
     async def on_system(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, OSError)
         if error.errno not in _STORE:
-            raise error  # nobody foresaw it: it belongs in the log
+            raise error  # nobody foresaw it
+        _log.error("%s", error)  # with its place, which the operator wants to know and others need not
         return of(error).response()
 
     async def on_http(request: Request, error: Exception) -> JSONResponse:

@@ -129,7 +129,13 @@ def test_an_error_says_when_to_come_again() -> None:
     ],
 )
 def test_a_database_that_cannot_be_written_is_told_without_its_place(
-    tiny_server: Running, monkeypatch: pytest.MonkeyPatch, number: int, status: int, code: str, words: str
+    tiny_server: Running,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    number: int,
+    status: int,
+    code: str,
+    words: str,
 ) -> None:
     def fails(*_: Any, **__: Any) -> None:
         raise OSError(number, "/secret/feedback.db: it could not be done")
@@ -141,6 +147,7 @@ def test_a_database_that_cannot_be_written_is_told_without_its_place(
     assert (error["code"], error["type"]) == (code, "server_error")
     assert words in error["message"]
     assert "secret" not in response.text
+    assert "/secret/feedback.db" in caplog.text  # the operator is told
     assert ("retry-after" in response.headers) == (status == 503)
 
 
