@@ -4,6 +4,7 @@ Both only read, so a server may be running on the same database.
 """
 
 import json
+import shlex
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -94,11 +95,11 @@ def run(config: Config) -> Statistics | Exported:
         raise ValueError(f"{config.database}: there is no such database; `chatloom serve --database` makes one")
     if config.to is None:
         with Store.open(config.database) as store:
-            found = statistics(store, wanted)
+            found, place = statistics(store, wanted), store.place  # a URL without its password
         if config.json:
             sys.stdout.write(json.dumps(found.to_dict(), ensure_ascii=False, indent=2) + "\n")
         else:
-            _show(found, config)
+            _show(found, place)
         return found
     path = Path(config.output or f"{config.to}.jsonl")
     check_path(path, overwrite=config.overwrite)
@@ -141,7 +142,7 @@ def _report(done: Exported, path: Path, to: Target, removed: Counter[str] | None
         say(f"next: {READ_BY[to]} {path} --model ... --output-dir ...")
 
 
-def _show(found: Statistics, config: Config) -> None:
+def _show(found: Statistics, place: str) -> None:
     console = Console()
     given = found.total - found.withheld
     withheld = f"; {found.withheld:,} more without consent" if found.withheld else ""
@@ -175,7 +176,7 @@ def _show(found: Statistics, config: Config) -> None:
     )
     if best is not None:
         console.print(
-            f"next: chatloom feedback export --to {best} --database {escape(config.database)}", highlight=False
+            f"next: chatloom feedback export --to {best} --database {escape(shlex.quote(place))}", highlight=False
         )
 
 

@@ -16,7 +16,7 @@ from chatloom.server.errors import APIError
 
 MEBIBYTE = 2**20
 MOST_BYTES = 8 * MEBIBYTE  # of a body; a million tokens of text is about half of it
-MOST_BYTES_AT = {"/api/import": 256 * MEBIBYTE}  # ChatGPT's export of some years
+MOST_BYTES_AT = {"/api/import": 32 * MEBIBYTE}  # the page sends an export in parts, and no conversation is cut
 BODY_SECONDS = 60.0
 HEAD_SECONDS = 10.0
 STALL_SECONDS = 60.0

@@ -4,6 +4,8 @@ Whatever goes wrong below, a ValueError with a sentence for the user, becomes on
 500 that tells the request's id and nothing else. Text that UTF-8 cannot hold is replaced, not raised again.
 """
 
+import errno
+import logging
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +21,25 @@ from chatloom.engine.runner import NotFinite
 from chatloom.server import note
 
 RETRY_SECONDS = 1
+_log = logging.getLogger("chatloom.server")
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+# What the store's OSErrors say, without the place that they name: status, code and words.
+_STORE = {
+    errno.ENOSPC: (
+        507,
+        "disk_full",
+        "The server's database could not be written, and nothing of this was stored: its disk may be full. Ask whoever "
+        "runs the server to free some space.",
+    ),
+    errno.EBUSY: (503, "database_busy", "Another program keeps the server's database busy; try again a little later."),
+    errno.EACCES: (
+        507,
+        "database_read_only",
+        "The server's database cannot be opened for writing, and nothing of this was stored. Ask whoever runs the "
+        "server to check who owns its file.",
+    ),
+    errno.ECONNREFUSED: (503, "database_unreachable", "The server's database cannot be reached; try again later."),
+}
 _PARTS = re.compile(r"^(body|query|path|header)$")
 
 
@@ -114,6 +134,9 @@ def of(error: Exception) -> APIError:
         return APIError(500, str(error), code="model_damaged")
     if isinstance(error, ValueError):
         return invalid(str(error))
+    if isinstance(error, OSError) and error.errno in _STORE:
+        status, code, message = _STORE[error.errno]
+        return APIError(status, message, code=code, retry_after=RETRY_SECONDS if status == 503 else None)
     return APIError(500, "The server had an error while processing your request; its log has this request's id.")
 
 
@@ -121,6 +144,13 @@ def install(app: FastAPI) -> None:
     """Let every error of an app leave as OpenAI's."""
 
     async def on_error(request: Request, error: Exception) -> JSONResponse:
+        return of(error).response()
+
+    async def on_system(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, OSError)
+        if error.errno not in _STORE:
+            raise error  # nobody foresaw it
+        _log.error("%s", error)  # with its place, which the operator wants to know and others need not
         return of(error).response()
 
     async def on_http(request: Request, error: Exception) -> JSONResponse:
@@ -142,6 +172,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(APIError, on_error)
     app.add_exception_handler(ValueError, on_error)
     app.add_exception_handler(Overloaded, on_error)
+    app.add_exception_handler(OSError, on_system)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(Exception, on_error)

@@ -11,12 +11,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+from chatloom.feedback.database import storable
 from chatloom.feedback.imports import Coming, ComingMessage
 from chatloom.feedback.records import Made
 from chatloom.feedback.store import Store
 
 FORMAT = "chatloom-conversations"
 VERSION = 1
+MOST_SECONDS = 1e9  # that an answer took
+CLOCKS_DIFFER_SECONDS = 60.0
 _SPOKEN = ("text", "multimodal_text")
 _MADE = {field.name for field in fields(Made)}
 
@@ -55,12 +58,11 @@ def read_conversation(data: Mapping[str, Any], index: int) -> Coming | None:
     """A conversation of either format; None where nothing was said. ValueError, with its number, for any other."""
     try:
         if isinstance(data.get("mapping"), Mapping):
-            return _of_chatgpt(data)
+            coming = _of_chatgpt(data)
+            return coming and coming.checked()
         if isinstance(data.get("messages"), list):
             coming = _of_ours(data)
-            if coming is not None:
-                coming.check()
-            return coming
+            return coming and coming.checked()
     except ValueError as error:
         raise ValueError(f"conversation {index + 1} of the file: {error}") from error
     raise ValueError(
@@ -78,7 +80,7 @@ def _of_ours(data: Mapping[str, Any]) -> Coming | None:
         if not isinstance(item, Mapping) or item.get("role") not in ("user", "assistant"):
             raise ValueError(f"message {index} has not the role user or assistant")
         parent = item.get("parent")
-        if parent is not None and parent not in numbers:
+        if parent is not None and (not isinstance(parent, str) or parent not in numbers):
             raise ValueError(f"message {index} comes after {parent!r:.80}, which is not before it")
         numbers[str(item.get("id"))] = index
         made = item.get("made")
@@ -103,15 +105,25 @@ def _made(data: Mapping[str, Any]) -> Made:
         if not isinstance(tokens, list) or not all(type(token) is int and 0 <= token < 2**32 for token in tokens):
             raise ValueError(f"{name} of an answer are not tokens")
     for name in ("model", "adapter", "finish_reason", "revision"):
-        if given.get(name) is not None and not isinstance(given[name], str):
-            raise ValueError(f"{name} of an answer is not text")
+        if given.get(name) is not None:
+            given[name] = storable(given[name], f"{name} of an answer")
     seed, seconds, sampling = given.get("seed"), given.get("seconds"), given.get("sampling", {})
     if isinstance(seed, str) and seed.isascii() and seed.isdigit() and len(seed) < 20:
         given["seed"] = seed = int(seed)
-    fine = (seed is None or type(seed) is int) and (seconds is None or isinstance(seconds, (int, float)))
-    if not fine or not isinstance(sampling, dict) or not isinstance(given.get("model"), str):
+    fine = (seed is None or (type(seed) is int and abs(seed) < 2**64)) and isinstance(given.get("model"), str)
+    fine = fine and (seconds is None or (isinstance(seconds, (int, float)) and 0 <= seconds < MOST_SECONDS))
+    if not fine or not isinstance(sampling, dict) or not all(_plain(*each) for each in sampling.items()):
         raise ValueError("how an answer was made is not told as an export tells it")
     return Made(**given)
+
+
+def _plain(name: str, value: Any) -> bool:
+    """Whether this is a setting of sampling: a number, a word or nothing; ValueError for half a character."""
+    storable(name, "a name in sampling")
+    if isinstance(value, str):
+        storable(value, f"{name} in sampling")
+        return True
+    return value is None or (isinstance(value, (int, float)) and abs(value) < math.inf)
 
 
 # --- ChatGPT's ----------------------------------------------------------------------------------------------------
@@ -143,7 +155,7 @@ def _nodes(
 ) -> Iterable[tuple[int | None, Any, str, float]]:
     """What is said, parents before children: whom it follows (a number in `messages`), who says it, what and when."""
     nodes = {id: node for id, node in mapping.items() if isinstance(node, Mapping)}
-    roots = [id for id, node in nodes.items() if node.get("parent") not in nodes]
+    roots = [id for id, node in nodes.items() if str(node.get("parent")) not in nodes]
     waiting: list[tuple[str, int | None]] = [(id, None) for id in reversed(roots)]
     seen: set[str] = set()
     while waiting:
@@ -188,6 +200,8 @@ def _text(value: Any, name: str) -> str:
 
 
 def _time(value: Any, otherwise: float | None = None) -> float:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    return time.time() if otherwise is None else otherwise
+    """A moment; one that is still to come, which would stand first in every list, is now."""
+    here = time.time()
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
+        return float(value) if value <= here + CLOCKS_DIFFER_SECONDS else here
+    return here if otherwise is None else otherwise

@@ -102,10 +102,12 @@ async def rank(request: Request, body: Ranked) -> None:
 
 
 def _judge(page: Page, person: str, ids: list[str]) -> list[Message]:
-    """The answers that are judged: this person's, and finished."""
+    """The answers that are judged: this person's, and finished, for a failed one would take the others with it."""
     messages: list[Message] = [found(page.message, id, person) for id in ids]
     if any(message.status == "running" for message in messages):
         raise errors.invalid("An answer that is still being written cannot be judged; wait for its end or stop it.")
+    if any(message.status == "failed" for message in messages):
+        raise errors.invalid("An answer that failed cannot be judged; ask for another one.")
     return messages
 
 
@@ -117,10 +119,11 @@ async def loop(request: Request) -> dict[str, Any]:
     """How much feedback there is, how far people agree, and what a reward model would train on."""
     principal = request.state.principal
     store = page_of(request).store
-    return await asyncio.to_thread(_figures, store, principal.may("rate_others"))
+    place = store.place if principal.may("manage_accounts") else "DATABASE"  # a path tells of the server
+    return await asyncio.to_thread(_figures, store, principal.may("rate_others"), place)
 
 
-def _figures(store: Store, with_texts: bool) -> dict[str, Any]:
+def _figures(store: Store, with_texts: bool, place: str) -> dict[str, Any]:
     counted = statistics(store)
     shares = {name: each for name, each in counted.agreement.items() if each.share is not None}
     judged = sum(each.num_units for each in shares.values())
@@ -143,7 +146,7 @@ def _figures(store: Store, with_texts: bool) -> dict[str, Any]:
         "texts": with_texts,
         "examples": _examples(store) if with_texts else [],
         "commands": [
-            f"chatloom feedback export --database {shlex.quote(store.place)} --to reward --output feedback.jsonl",
+            f"chatloom feedback export --database {shlex.quote(place)} --to reward --output feedback.jsonl",
             "chatloom reward --model MODEL --data feedback.jsonl --output-dir runs/reward",
         ],
     }

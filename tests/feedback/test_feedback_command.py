@@ -2,10 +2,12 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from sqlalchemy import make_url
 
 from chatloom import cli
 from chatloom.chat.render import ChatFormat
@@ -73,6 +75,21 @@ def test_stats_shows_what_there_is(database: Path, capsys: pytest.CaptureFixture
     assert any(line.startswith("agreement on pairs: 83.3% on 4 judged by two or more") for line in lines)
     assert "reward 15 15" in " ".join(lines)
     assert lines[-1] == f"next: chatloom feedback export --to reward --database {database}"
+
+
+def test_stats_says_how_to_go_on_without_the_password_of_a_database(
+    postgresql: Callable[[], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = make_url(postgresql()).set(password="secret").render_as_string(hide_password=False)
+    with Store.open(url) as store:
+        talk = Talk(store, owner="ann")
+        question = talk.ask("Which?")
+        good, bad = (talk.answer(question, text) for text in ("good", "bad"))
+        store.compare(good.id, bad.id, rater="ann")
+    assert feedback("stats", "--database", url) == 0
+    shown = capsys.readouterr().out
+    assert "next: chatloom feedback export --to reward --database" in shown
+    assert "secret" not in shown
 
 
 def test_stats_as_json_is_what_the_store_says(database: Path, capsys: pytest.CaptureFixture[str]) -> None:

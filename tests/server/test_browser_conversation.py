@@ -225,3 +225,24 @@ def test_export_and_import(visit: Visits, site: Site, tmp_path: Path) -> None:
     back = site.store.conversations(owner="", search="Brought back")[0]
     again = site.store.messages(back.id)[-1]
     assert (again.content, again.made, again.created) == (before.content, before.made, before.created)
+
+
+def test_a_stream_that_is_refused_is_taken_up_again_and_one_that_is_gone_ends(visit: Visits, site: Site) -> None:
+    person = visit().open()
+    site.engine.hold()
+    person.page.route("**/events*", lambda route: route.fulfill(status=503))
+    person.composer.fill("Tell me of rivers")
+    person.composer.press("Enter")
+    expect(person.page.locator(".toast")).to_have_text("Reconnecting …")
+    person.page.unroute("**/events*")
+    site.engine.release()
+    person.finished()
+    expect(person.answers()).to_contain_text("to: Tell me of rivers")
+    site.engine.hold()
+    person.page.route("**/events*", lambda route: route.fulfill(status=404))
+    person.page.route("**/api/conversations/*", lambda route: route.fulfill(status=404))
+    person.button("Another answer", within=".message.assistant").click()
+    expect(person.page.locator(".toast.bad")).to_be_visible()
+    expect(person.page.locator(".prose.running")).to_have_count(0)
+    assert all("503" in problem or "404" in problem for problem in person.problems)
+    person.problems.clear()

@@ -64,6 +64,27 @@ def test_of_two_answers_one_is_chosen(visit: Visits, site: Site) -> None:
     assert pair.prompt[-1].content == "Name a colour"
 
 
+def test_an_answer_that_failed_is_neither_chosen_nor_ranked(visit: Visits, site: Site) -> None:
+    person = visit().open()
+    person.ask_in_another_way("Name a stone", "Two answers, side by side")
+    expect(person.button("B is better")).to_be_enabled()
+    failed, good = site.answers()
+    site.store.update_message(failed.id, status="failed")
+    person.page.reload()
+    expect(person.page.get_by_role("heading", name="One of the two answers could not be finished.")).to_be_visible()
+    for name in ("A is better", "B is better", "Equally good"):
+        expect(person.button(name)).to_be_disabled()
+    person.page.locator(".pair-foot .bare").click()
+    expect(person.answers()).to_have_text([good.content])
+    person.button("More", within=".message.assistant").click()
+    person.page.get_by_role("menuitem", name="Several answers, to rank").click()
+    items = person.page.get_by_role("dialog", name="Best answer first").locator(".rank-item")
+    expect(items).to_have_count(2)  # the good one and one more
+    ids = items.evaluate_all("items => items.map((item) => item.dataset.id)")
+    assert good.id in ids
+    assert failed.id not in ids
+
+
 def test_two_answers_are_offered_at_times_and_chosen_by_key(visit: Visits, site: Site) -> None:
     person = visit({"offer": True, "offerShare": 1.0}).open()
     person.composer.fill("Name a fish")

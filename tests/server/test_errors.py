@@ -1,5 +1,6 @@
 """Bad input over a plain connection: each an error body of OpenAI's, and the server goes on."""
 
+import errno
 import json
 import socket
 import time
@@ -116,3 +117,49 @@ def test_an_error_says_when_to_come_again() -> None:
     response = APIError(503, "Later.", retry_after=0.2).response()
     assert response.headers["Retry-After"] == "1"
     assert json.loads(bytes(response.body))["error"]["type"] == "server_error"
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "code", "words"),
+    [
+        (errno.ENOSPC, 507, "disk_full", "free some space"),
+        (errno.EBUSY, 503, "database_busy", "try again"),
+        (errno.EACCES, 507, "database_read_only", "who owns"),
+        (errno.ECONNREFUSED, 503, "database_unreachable", "cannot be reached"),
+    ],
+)
+def test_a_database_that_cannot_be_written_is_told_without_its_place(
+    tiny_server: Running,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    number: int,
+    status: int,
+    code: str,
+    words: str,
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise OSError(number, "/secret/feedback.db: it could not be done")
+
+    monkeypatch.setattr(type(tiny_server.app.state.store), "create_conversation", fails)
+    address = f"{tiny_server.base_url}/api/conversations"
+    response = httpx.post(address, json={}, headers={"X-CSRF-Token": "local"})
+    error = check(response, status)
+    assert (error["code"], error["type"]) == (code, "server_error")
+    assert words in error["message"]
+    assert "secret" not in response.text
+    assert "/secret/feedback.db" in caplog.text  # the operator is told
+    assert ("retry-after" in response.headers) == (status == 503)
+
+
+def test_another_error_of_the_system_stays_one_that_nobody_foresaw(
+    tiny_server: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError(errno.ENOENT, "the secret file")
+
+    monkeypatch.setattr(type(tiny_server.app.state.store), "create_conversation", fails)
+    address = f"{tiny_server.base_url}/api/conversations"
+    with caplog.at_level("INFO", logger="chatloom.server"):
+        error = check(httpx.post(address, json={}, headers={"X-CSRF-Token": "local"}), 500)
+    assert "secret" not in error["message"]
+    assert "FileNotFoundError" in [getattr(record, "fields", {}).get("error") for record in caplog.records]

@@ -1,5 +1,6 @@
 """Conversations from files: ours come back as they were, ChatGPT's as far as they are text."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,13 @@ def told(store: Store, data: dict[str, Any]) -> list[list[str]]:
     messages = store.messages(made.id)
     inner = {message.parent for message in messages}
     return [[each.content for each in store.path(leaf.id)] for leaf in messages if leaf.id not in inner]
+
+
+def made_as(**made: Any) -> dict[str, Any]:
+    """A conversation as we export it, but for how its answer was made."""
+    question = {"id": "q", "role": "user", "content": "x"}
+    answer = {"id": "a", "parent": "q", "role": "assistant", "content": "y", "made": {"model": "m", **made}}
+    return {"messages": [question, answer]}
 
 
 @pytest.fixture
@@ -115,6 +123,15 @@ def test_chatgpts_pictures_and_odd_nodes_do_no_harm(store: Store) -> None:
             {"messages": [{"id": "a", "role": "user", "content": "x", "made": {"model": "m", "tokens": [-1]}}]},
             "are not tokens",
         ),
+        ({"messages": [{"id": "a", "role": "user", "content": "x", "parent": ["a"]}]}, "which is not before it"),
+        ({"title": "\ud800", "messages": [{"id": "a", "role": "user", "content": "x"}]}, "the title holds half of"),
+        ({"messages": [{"id": "a", "role": "user", "content": "\ud800"}]}, "a message holds half of"),
+        (made_as(model="\ud800"), "model of an answer holds half of"),
+        (made_as(sampling={"\ud800": 1}), "a name in sampling holds half of"),
+        (made_as(sampling={"stop": "\ud800"}), "stop in sampling holds half of"),
+        (made_as(sampling={"top_p": float("nan")}), "how an answer was made"),
+        (made_as(seconds=10**400), "how an answer was made"),
+        (made_as(seed=10**400), "how an answer was made"),
     ],
 )
 def test_other_files_are_refused_by_the_number_of_the_conversation(data: dict[str, Any], words: str) -> None:
@@ -130,3 +147,32 @@ def test_turns_that_do_not_alternate_are_refused_and_nothing_is_stored(store: St
     with pytest.raises(ValueError, match="turns alternate"):
         store.import_conversation(Coming("", "", 1.0, 1.0, [turn]), owner="")
     assert store.conversations(owner="") == []
+
+
+@pytest.mark.parametrize("when", [10**400, 1e308, float("inf")])
+def test_a_time_that_is_still_to_come_is_now(store: Store, when: float) -> None:
+    data = {
+        "created": when,
+        "updated": when,
+        "messages": [{"id": "a", "role": "user", "content": "x", "created": when}],
+    }
+    assert told(store, data) == [["x"]]
+    here = store.conversations(owner="")[0]
+    assert max(here.created, here.updated, store.messages(here.id)[0].created) < time.time() + 1
+    theirs = chatgpt(node("a", None, [], "user", "x", create_time=when)) | {"create_time": when, "update_time": -1.0}
+    assert told(store, theirs) == [["x"]]
+
+
+def test_an_odd_parent_of_chatgpts_makes_a_root(store: Store) -> None:
+    odd = node("a", None, [], "user", "x") | {"parent": ["a"]}
+    assert told(store, chatgpt(odd)) == [["x"]]
+
+
+def test_of_several_conversations_all_are_stored_or_none(store: Store) -> None:
+    turn = ComingMessage(None, "user", "x", 1.0)
+    several = [Coming("fine", "", 1.0, 1.0, [turn]), Coming("empty", "", 1.0, 1.0, [])]
+    unstorable = Coming("\ud800", "", 1.0, 1.0, [turn])
+    with pytest.raises(ValueError, match="the title holds half of"):
+        store.import_conversations([*several, unstorable], owner="")
+    assert store.conversations(owner="") == []
+    assert [each.title for each in store.import_conversations(several, owner="")] == ["fine"]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,15 @@ import pytest
 
 from chatloom.feedback.store import Store
 from chatloom.server import running
+from chatloom.server.accounts import ROLES
+from chatloom.server.app import Settings
+from chatloom.server.key_file import KeyFile
 from chatloom.server.page import WEB
 from chatloom.testing.paced import PacedEngine, paced
 from chatloom.testing.serving import Running, serve
 
 WRITE = {"X-CSRF-Token": "local"}
+FINE = {"title": "fine", "messages": [{"id": "a", "role": "user", "content": "x"}]}
 
 
 @pytest.fixture
@@ -163,6 +168,7 @@ def test_what_belongs_to_another_is_not_there(client: httpx.Client, server: Runn
         ("/api/rankings", {"groups": [["{a}"]]}, "at least two"),
         ("/api/comparisons", {"chosen": "{a}", "rejected": "{a}"}, "at least two"),
         ("/api/import", {"conversations": [{"x": 1}]}, "conversation 1 of the file"),
+        ("/api/import", {"conversations": [FINE, FINE | {"title": "\ud800"}]}, "conversation 2 of the file"),
     ],
 )
 def test_what_cannot_be_is_said_and_nothing_is_stored(
@@ -189,6 +195,40 @@ def test_an_answer_under_way_cannot_be_judged_and_is_ended_with_its_conversation
     assert "still being written" in response.json()["error"]["message"]
     assert client.delete(f"/api/conversations/{conversation}").status_code == 204
     assert server.models.num_live == 0
+
+
+def test_an_answer_that_failed_cannot_be_judged(client: httpx.Client, server: Running) -> None:
+    _, messages = asked(client, n=2)
+    good, failed = (message["id"] for message in messages)
+    events(client, good, also=failed)
+    server.app.state.store.update_message(failed, status="failed")
+    for path, body in [
+        ("/api/rankings", {"groups": [[good], [failed]]}),
+        ("/api/comparisons", {"chosen": good, "rejected": failed}),
+        (f"/api/messages/{failed}/rating", {"value": -1}),
+        (f"/api/messages/{failed}/edit", {"text": "x"}),
+    ]:
+        response = client.post(path, json=body)
+        assert response.status_code == 400, path
+        assert "failed" in response.json()["error"]["message"]
+    assert client.get("/api/loop").json()["total"] == 0
+
+
+@pytest.mark.parametrize("role", ["admin", "labeler", "user"])
+def test_where_the_database_is_only_its_administrators_are_told(tmp_path: Path, role: str) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"sk-a-key-of-the-file-{role} name=one role={role}\n")
+    settings = Settings(key_file=KeyFile(keys, ROLES))
+    path = tmp_path / "feedback.db"
+    with (
+        Store.open(path) as store,
+        serve({"echo": paced(lambda prompt: "no")}, store=store, settings=settings) as running,
+    ):
+        headers = {"Authorization": f"Bearer sk-a-key-of-the-file-{role}"}
+        response = httpx.get(f"{running.base_url}/api/loop", headers=headers)
+    assert response.status_code == 200, response.text
+    assert (str(path) in response.text) == (role == "admin")
+    assert "--to reward" in response.json()["commands"][0]
 
 
 def test_a_rating_of_two_who_agree_shows_in_the_loop(client: httpx.Client, server: Running) -> None:
@@ -224,6 +264,7 @@ def test_both_languages_have_the_same_texts_and_every_text_is_there() -> None:
     assert len(english) > 150
     for key, text in english.items():
         assert set(re.findall(r"\{\w+\}", text)) == set(re.findall(r"\{\w+\}", chinese[key])), key
+    assert "unless the operator" in english["consentHint"]  # `feedback export --with-unconsented`
     scripts = "".join(path.read_text(encoding="utf-8") for path in (WEB / "js").glob("*.js"))
     for key in re.findall(r'\bt\("(\w+)"', scripts):
         assert key in english, key
@@ -263,3 +304,11 @@ def test_an_answer_whose_server_is_gone_is_stopped_and_can_go_on(
     store.update_message(message["id"], content="It is", status="running", made=cut)
     last = events(client, message["id"])[-1]["message"]
     assert (last["status"], last["content"], last["can_continue"]) == ("stopped", "It is", True)
+
+
+def test_an_import_is_bounded_by_what_the_page_sends(server: Running) -> None:
+    host, port = server.base_url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        head = f"POST /api/import HTTP/1.1\r\nHost: {host}:{port}\r\nX-CSRF-Token: local\r\n"
+        connection.sendall(f"{head}Content-Length: {32 * 2**20 + 1}\r\n\r\n".encode())
+        assert connection.recv(4096).startswith(b"HTTP/1.1 413")

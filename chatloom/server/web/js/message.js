@@ -3,7 +3,7 @@ import { ask, complain, goOn, pairOf, say, switchBranch } from "/web/js/actions.
 import { copyText, fill, h, icon, iconButton, safeMarkup } from "/web/js/dom.js";
 import { editAnswer, openReasons, rateTap } from "/web/js/feedback.js";
 import { openMenu } from "/web/js/menu.js";
-import { emit, isRunning, state } from "/web/js/state.js";
+import { emit, hasFailed, isRunning, state } from "/web/js/state.js";
 import { number, t } from "/web/js/texts.js";
 
 // Blocks of safe markup; only those that changed are drawn again.
@@ -92,14 +92,15 @@ export class MessageView {
   }
 
   buttons(message) {
+    const judged = message.made && !hasFailed(message);
     const rated = message.rating?.value ?? 0;
     const thumb = (value, name, label) => iconButton(name, label, () => this.rate(value), {
       "aria-pressed": String(rated === value) });
     return [
       branches(message),
       iconButton("copy", t("copy"), (event) => copyText(message.content, event.currentTarget)),
-      message.made && thumb(1, "up", t("good")),
-      message.made && thumb(-1, "down", t("bad")),
+      judged && thumb(1, "up", t("good")),
+      judged && thumb(-1, "down", t("bad")),
       iconButton("again", t("regenerate"), () => ask(message.parent).catch(complain)),
       iconButton("more", t("more"), (event) => this.menu(event.currentTarget, message), { "aria-haspopup": "menu" }),
       message.made?.tokens_per_second > 0 &&
@@ -112,7 +113,7 @@ export class MessageView {
     openMenu(button, t("more"), [
       { label: t("askTwo"), icon: "columns", run: () => ask(message.parent, "two").catch(complain) },
       several,
-      message.made && { label: t("editAnswer"), icon: "pen", run: () => this.editAnswer() },
+      message.made && !hasFailed(message) && { label: t("editAnswer"), icon: "pen", run: () => this.editAnswer() },
       message.can_continue && { label: t("goOn"), icon: "forward", run: () => goOn(this.id).catch(complain) },
     ].filter(Boolean));
   }
@@ -182,7 +183,7 @@ function branches(message) {
 }
 
 function ending(message) {
-  if (message.status === "failed") {
+  if (hasFailed(message)) {
     return h("div.state.failed", icon("warning"), h("span", message.problem || t("failed")), again(message));
   }
   if (!message.can_continue || isRunning(message)) return null;

@@ -2,7 +2,7 @@
 import { choosePair, complain, setPair, show } from "/web/js/actions.js";
 import { fill, h } from "/web/js/dom.js";
 import { Prose } from "/web/js/message.js";
-import { isRunning, state } from "/web/js/state.js";
+import { hasFailed, isRunning, state } from "/web/js/state.js";
 import { t } from "/web/js/texts.js";
 
 export class PairView {
@@ -37,33 +37,38 @@ export class PairView {
     return this.ids.every((id) => !isRunning(state.tree.get(id)));
   }
 
+  get broken() {
+    return this.ready && this.ids.some((id) => hasFailed(state.tree.get(id)));
+  }
+
   update() {
+    const open = this.ready && !this.broken;
     this.ids.forEach((id, index) => {
       const message = state.tree.get(id);
       this.sides[index].prose.update(message);
-      fill(this.sides[index].problem, message.status === "failed" && h("div.state.failed", message.problem || t("failed")));
-      this.sides[index].pick.disabled = !this.ready;
+      fill(this.sides[index].problem, hasFailed(message) && h("div.state.failed", message.problem || t("failed")));
+      this.sides[index].pick.disabled = !open;
     });
-    this.foot.firstChild.disabled = !this.ready;
-    fill(this.title, t(this.ready ? "pairTitle" : "pairWait"));
-    fill(this.hint, this.ready && t("pairKeys"));
+    this.foot.firstChild.disabled = !open;
+    fill(this.title, t(this.broken ? "pairBroken" : open ? "pairTitle" : "pairWait"));
+    fill(this.hint, open && t("pairKeys"));
   }
 
   async choose(index) {
-    if (!this.ready) return;
+    if (!this.ready || this.broken) return;
     const [first, second] = index === 1 ? [this.ids[1], this.ids[0]] : this.ids;
     await choosePair(this.question, first, second, index === null).catch(complain);
   }
 
   skip() {
     setPair(this.question, null);
-    show(state.tree.leaf(this.ids[0]));
+    show(state.tree.leaf(this.ids.find((id) => !hasFailed(state.tree.get(id))) ?? this.ids[0]));
   }
 
   // 1 and 2 choose, 0 is equal.
   key(key) {
     const index = { 1: 0, 2: 1, 0: null }[key];
-    if (index === undefined || !this.ready) return false;
+    if (index === undefined || !this.ready || this.broken) return false;
     this.choose(index);
     return true;
   }

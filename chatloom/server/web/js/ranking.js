@@ -5,7 +5,7 @@ import { openDialog } from "/web/js/dialog.js";
 import { announce, h, icon, iconButton, toast } from "/web/js/dom.js";
 import { Prose } from "/web/js/message.js";
 import { settings } from "/web/js/remembered.js";
-import { emit, isRunning, on, state } from "/web/js/state.js";
+import { emit, hasFailed, isRunning, on, state } from "/web/js/state.js";
 import { t } from "/web/js/texts.js";
 
 const MOST = 9;
@@ -20,6 +20,7 @@ class Ranking {
   constructor(question) {
     this.question = question;
     this.items = [];
+    this.count = 0; // of those that were ever shown: a name is given once
     this.list = h("ol.ranking", { "aria-label": t("rankTitle") });
     this.more = h("button.button", { type: "button", onclick: () => this.oneMore() }, icon("plus"), t("rankMore"));
     this.save = h("button.button.main", { type: "button", onclick: () => this.send() }, t("rankSend"));
@@ -34,11 +35,12 @@ class Ranking {
     this.items[0]?.element.focus();
   }
 
-  // The answers there are, in the order they came; new ones go to the end.
+  // The answers there are, in the order they came, but for those that failed; new ones go to the end.
   take() {
     const known = new Set(this.items.map((item) => item.id));
-    for (const id of (state.tree.children.get(this.question) ?? []).slice(-MOST)) {
-      if (!known.has(id)) this.items.push(this.item(id, this.items.length));
+    const sound = (state.tree.children.get(this.question) ?? []).filter((id) => !hasFailed(state.tree.get(id)));
+    for (const id of sound.slice(-MOST)) {
+      if (!known.has(id)) this.items.push(this.item(id, this.count++));
     }
     this.arrange();
     this.update();
@@ -61,6 +63,12 @@ class Ranking {
   }
 
   update() {
+    const failed = this.items.filter((item) => hasFailed(state.tree.get(item.id)));
+    if (failed.length) {
+      this.items = this.items.filter((item) => !failed.includes(item));
+      for (const item of failed) item.element.remove();
+      this.arrange();
+    }
     for (const item of this.items) item.prose.update(state.tree.get(item.id));
     const running = this.items.some((item) => isRunning(state.tree.get(item.id)));
     this.save.disabled = running || this.items.length < 2;

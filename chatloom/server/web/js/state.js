@@ -22,6 +22,7 @@ export function emit(event, ...values) {
 }
 
 export const isRunning = (message) => message?.status === "running";
+export const hasFailed = (message) => message?.status === "failed"; // and so cannot be judged
 
 export function runningOnPath() {
   if (!state.leaf) return [];
