@@ -56,11 +56,12 @@ def sampling_of(
     if (one := note.current()) is not None:
         one.stream = bool(body.stream)
     most = min(served.context_length, UNBOUNDED)
+    temperature = 1.0 if body.temperature is None else body.temperature
     return SamplingParams(
         max_tokens=most if max_tokens is None else max(1, min(max_tokens, most)),
-        temperature=1.0 if body.temperature is None else body.temperature if body.temperature >= COLDEST else 0.0,
+        temperature=0.0 if body.top_p == 0 or temperature < COLDEST else temperature,
         top_k=body.top_k,
-        top_p=body.top_p,
+        top_p=body.top_p or None,
         min_p=body.min_p,
         seed=(randbits(63) if body.seed is None else body.seed) & MAX_SEED,
         stop=stops_of(body),
