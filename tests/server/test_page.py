@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from chatloom.feedback.store import Store
-from chatloom.server import running
+from chatloom.server import markdown, running
 from chatloom.server.page import WEB
 from chatloom.testing.paced import PacedEngine, paced
 from chatloom.testing.serving import Running, serve
@@ -189,6 +189,21 @@ def test_an_answer_under_way_cannot_be_judged_and_is_ended_with_its_conversation
     assert "still being written" in response.json()["error"]["message"]
     assert client.delete(f"/api/conversations/{conversation}").status_code == 204
     assert server.models.num_live == 0
+
+
+@pytest.mark.parametrize("removed", ["conversation", "user"])
+def test_what_is_deleted_is_not_remembered_as_it_was_shown(client: httpx.Client, server: Running, removed: str) -> None:
+    markdown.render("```python\nsecret = 1\n```")
+    assert markdown._clean.cache_info().currsize
+    assert markdown._coloured.cache_info().currsize
+    if removed == "conversation":
+        conversation = client.post("/api/conversations", json={}).json()["conversation"]["id"]
+        client.delete(f"/api/conversations/{conversation}").raise_for_status()
+    else:
+        server.app.state.accounts.add_user("ann", password=None)
+        server.app.state.accounts.remove_user("ann")
+    assert not markdown._clean.cache_info().currsize
+    assert not markdown._coloured.cache_info().currsize
 
 
 def test_a_rating_of_two_who_agree_shows_in_the_loop(client: httpx.Client, server: Running) -> None:
