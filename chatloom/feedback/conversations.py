@@ -58,17 +58,11 @@ class Conversations(Database):
 
     def rename_conversation(self, id: str, title: str, *, owner: str | None) -> Conversation:
         """Give a conversation another title."""
-        return self._change(id, owner, title=storable(title, "the title"))
-
-    def set_system(self, id: str, system: str, *, owner: str | None) -> Conversation:
-        """Give a conversation another system message. Answers that are there keep the prompt tokens they had."""
-        return self._change(id, owner, system=storable(system, "system"))
-
-    def _change(self, id: str, owner: str | None, **values: str) -> Conversation:
+        title = storable(title, "the title")
         with self.writing() as connection:
             _conversation(connection, id, owner)
             here = t.conversations.c.id == id
-            connection.execute(update(t.conversations).where(here).values(updated=now(), **values))
+            connection.execute(update(t.conversations).where(here).values(updated=now(), title=title))
             return _conversation(connection, id, owner)
 
     def delete_conversation(self, id: str, *, owner: str | None) -> None:
@@ -211,7 +205,9 @@ def _put_made(connection: Connection, message: str, made: Made) -> None:
 def _check_turn(connection: Connection, conversation: str, parent: str | None, role: str) -> None:
     """ValueError unless a message of this role may come below `parent`."""
     if role not in _NEEDS:
-        raise ValueError(f"the role is {role!r}; it must be user or assistant (the system message is set_system's)")
+        raise ValueError(
+            f"the role is {role!r}; it must be user or assistant (a system message is the conversation's own)"
+        )
     if parent is None:
         if role != "user":
             raise ValueError("a conversation begins with a message of the user")

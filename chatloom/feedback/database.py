@@ -10,7 +10,7 @@
 import errno
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from secrets import token_hex
@@ -41,6 +41,7 @@ class Database:
         self.place = place
         self.on_sqlite = engine.dialect.name == "sqlite"
         self._writer = engine.execution_options(writing=True)
+        self._when_forgotten: list[Callable[[], object]] = []
         # Threads of one process take turns here, in order, instead of polling SQLite's lock.
         self._turn: AbstractContextManager[Any] = threading.Lock() if self.on_sqlite else nullcontext()
 
@@ -117,7 +118,13 @@ class Database:
             yield connection
             if self.on_sqlite:
                 connection.execute(text(f"PRAGMA user_version={_HAS_TRACES}"))
+        for forget in self._when_forgotten:
+            forget()
         self._erase()
+
+    def when_forgotten(self, forget: Callable[[], object]) -> None:
+        """Call this whenever something was deleted here: whoever holds text in memory lets go of it."""
+        self._when_forgotten.append(forget)
 
     def _erase(self) -> None:
         try:

@@ -3,27 +3,19 @@
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 from sqlalchemy import delete, insert, select
 
 from chatloom.feedback import tables as t
-from chatloom.feedback.database import Database, new_id, now
+from chatloom.feedback.database import Database
 from chatloom.feedback.records import PastRequest
 
 
 class Requests(Database):
     """The part of the store that remembers requests."""
 
-    def log_request(self, *, path: str, status: int, created: float | None = None, **fields: Any) -> PastRequest:
-        """Remember one request; `fields` are those of PastRequest."""
-        created = now() if created is None else created
-        request = PastRequest(id=new_id(created), created=created, path=path, status=status, **fields)
-        self.log_requests([request])
-        return request
-
     def log_requests(self, requests: Sequence[PastRequest]) -> None:
-        """Remember several requests in one transaction."""
+        """Remember some requests in one transaction."""
         if requests:
             with self.writing() as connection:
                 connection.execute(insert(t.requests), [asdict(request) for request in requests])

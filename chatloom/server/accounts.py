@@ -18,15 +18,16 @@ from sqlalchemy import Row, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from chatloom.feedback.database import Database
-from chatloom.feedback.tables import api_keys, sessions, users
+from chatloom.feedback.tables import api_keys, conversations, sessions, users
 from chatloom.server import passwords
 from chatloom.server.key_file import FileKey, KeyFile
 from chatloom.server.limits import NO_LIMITS, Limits
 
 ROLES = ("admin", "labeler", "user")
-# What a role may do beyond talking, and seeing and rating its own answers, which all may.
+# What a role may do beyond talking, and seeing and rating its own answers, which all may. Nobody opens or rates those
+# of others.
 PERMISSIONS: dict[str, tuple[str, ...]] = {
-    "rate_others": ("admin", "labeler"),  # see and rate answers that other people were given
+    "rate_others": ("admin", "labeler"),  # see in /api/loop a few examples of what others said and judged
     "read_requests": ("admin",),  # the log of past requests
     "read_metrics": ("admin",),
     "manage_accounts": ("admin",),
@@ -106,7 +107,10 @@ class Accounts:
             return [_user(row) for row in connection.execute(select(users).order_by(users.c.name))]
 
     def add_user(self, name: str, *, password: str | None, role: str = "user") -> User:
-        """A new user; without a password, one who comes by keys only."""
+        """A new user; without a password, one who comes by keys only.
+
+        Not one of the name of somebody removed whose conversations were kept: they would be the new user's.
+        """
         if not _NAME.fullmatch(name):
             raise ValueError(
                 f"{name[:80]!r} cannot be a user's name: 1 to 64 of a-z, 0-9 and ._@+-, beginning with a letter or "
@@ -118,6 +122,13 @@ class Accounts:
         created = self._clock()
         try:
             with self._database.writing() as connection:
+                owned = select(conversations.c.id).where(conversations.c.owner == name).limit(1)
+                known = select(users.c.name).where(users.c.name == name)
+                if connection.execute(owned).first() and not connection.execute(known).first():
+                    raise ValueError(
+                        f"there are conversations of {name!r}, who is no user (kept at a removal, or of a key file's "
+                        f"line), and they would be the new user's; take another name, or delete them: `remove {name}`"
+                    )
                 connection.execute(insert(users).values(name=name, role=role, password=stored, created=created))
         except IntegrityError:
             raise ValueError(f"there is a user {name!r} already; `set-password` changes the password") from None
@@ -131,12 +142,18 @@ class Accounts:
                 raise ValueError(f"there is no user {name!r}")
             connection.execute(delete(sessions).where(sessions.c.holder == name))
 
-    def remove_user(self, name: str) -> None:
-        """Take a user away, with sessions and keys; conversations stay, for an administrator."""
-        with self._database.writing() as connection:
+    def remove_user(self, name: str, *, keep_conversations: bool = False) -> None:
+        """Take a user away, with sessions and keys, and with all that they said and judged unless it is kept.
+
+        What was kept is for exports; a second call deletes it. Raises OSError if traces of text could not be erased.
+        """
+        with self._database.writing() if keep_conversations else self._database.forgetting() as connection:
+            found = connection.execute(delete(users).where(users.c.name == name)).rowcount
             for table, column in ((sessions, sessions.c.holder), (api_keys, api_keys.c.owner)):
                 connection.execute(delete(table).where(column == name))
-            if not connection.execute(delete(users).where(users.c.name == name)).rowcount:
+            if not keep_conversations:
+                found += connection.execute(delete(conversations).where(conversations.c.owner == name)).rowcount
+            if not found:
                 raise ValueError(f"there is no user {name!r}")
 
     def authenticate(self, name: str, password: str) -> Principal | None:

@@ -24,16 +24,18 @@ from chatloom.server.limits import Limits
 class Config:
     """Users and API keys: who may use a server."""
 
-    # What to do. `remove` takes a user's name or a key's id.
+    # What to do. `remove` takes a key's id, or a user's name, and deletes what the user said.
     action: tyro.conf.Positional[Literal["list", "add-user", "set-password", "add-key", "remove"]]
     # The user's name; for `add-key`, the user who will own the key; for `remove`, also a key's id.
     name: tyro.conf.Positional[str] = ""
     # The server's database: a file, or a PostgreSQL URL.
     database: str = "feedback.db"
-    # Of a new user: admin sees the log and manages accounts, labeler also rates the answers that others got.
+    # Of a new user: admin sees the log and manages accounts, labeler sees examples of what others judged.
     role: Literal["admin", "labeler", "user"] = "user"
     # Of a new user: no password, it comes by keys only.
     keys_only: bool = False
+    # Of `remove`: keep what the user said, for exports; nobody else can then have the name.
+    keep_conversations: bool = False
     # Of a new key: what it is called.
     key_name: str = ""
     # What a new key may use.
@@ -64,7 +66,7 @@ def run(config: Config) -> None:
             if config.name.startswith("key-"):
                 accounts.remove_key(config.name)
             else:
-                accounts.remove_user(config.name)
+                accounts.remove_user(config.name, keep_conversations=config.keep_conversations)
             console.print(f"removed {escape(config.name)}")
         else:
             _list(accounts, console)

@@ -57,9 +57,9 @@ def sampling_of(
     most = min(served.context_length, UNBOUNDED)
     return SamplingParams(
         max_tokens=most if max_tokens is None else max(1, min(max_tokens, most)),
-        temperature=1.0 if body.temperature is None else body.temperature,
+        temperature=0.0 if body.top_p == 0 else 1.0 if body.temperature is None else body.temperature,
         top_k=body.top_k,
-        top_p=body.top_p,
+        top_p=body.top_p or None,
         min_p=body.min_p,
         seed=(randbits(63) if body.seed is None else body.seed) & MAX_SEED,
         stop=stops_of(body),

@@ -193,7 +193,9 @@ def joined(deltas: Sequence[dict[str, Any]]) -> AnswerMessage:
 def conversation_of(messages: Sequence[ChatMessage], name: str = "messages") -> tuple[Message, ...]:
     """The conversation that clients' messages are, which are those of the parameter `name`.
 
-    Theirs need not alternate: neighbours of one role become one message, an empty line between them.
+    Theirs need not alternate: neighbours of one role become one message, an empty line between them. Templates know a
+    system message at the beginning alone, so what a later one says is said in the user's turn at its place. APIError
+    for what no template can render, and where the assistant has the last word, which would have to be continued.
     """
     found: list[Message] = []
     for index, message in enumerate(messages):
@@ -204,14 +206,16 @@ def conversation_of(messages: Sequence[ChatMessage], name: str = "messages") -> 
         text = text_of(message, param)
         calls = calls_of(message, param)
         last = found[-1] if found else None
+        if role == "system" and last is not None and last.role != "system":
+            role = "user"
         if last is not None and last.role == role != "tool" and not last.tool_calls:
             found[-1] = Message(role, "\n\n".join(each for each in (last.content, text) if each), calls)
         else:
             found.append(Message(role, text, calls, message.tool_call_id or ""))
-    if any(message.role == "system" for message in found[1:]):
-        raise errors.invalid("A system message may only open the conversation.", param=name)
-    if found[-1].role not in ("user", "tool"):
-        raise errors.invalid("The last message must be the user's, or the result of a tool.", param=name)
+    if found[-1].role == "assistant":
+        raise errors.invalid(
+            "The last message must not be the assistant's: an answer cannot be continued here.", param=name
+        )
     try:
         return conversation(found)
     except ValueError as error:

@@ -96,7 +96,7 @@ def check_door(door: Door, accounts: Accounts) -> None:
 
 
 class Guard:
-    """Middleware, the outermost: sets `request.state.principal` (None on public paths without one) or refuses."""
+    """Middleware, within `Observe`: sets `request.state.principal` (None on public paths without one) or refuses."""
 
     def __init__(self, app: ASGIApp, *, accounts: Accounts, door: Door = Door()) -> None:
         self._app, self._accounts, self._door = app, accounts, door
@@ -111,7 +111,7 @@ class Guard:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1008})
             return
-        guarded = _Sender(send, scope["path"])
+        guarded = Sender(send, scope["path"])
         try:
             scope.setdefault("state", {})["principal"] = await self._admit(scope)
         except APIError as error:
@@ -256,7 +256,7 @@ def _stranger(bearer: str | None) -> APIError:
     return APIError(401, message, type="invalid_request_error", code="missing_api_key")
 
 
-class _Sender:
+class Sender:
     """Adds the security headers that the application has not set; answers about people are not to be cached."""
 
     def __init__(self, send: Send, path: str) -> None:
@@ -264,6 +264,7 @@ class _Sender:
         self.started = False
 
     async def __call__(self, message: Message) -> None:
+        """One part of the answer."""
         if message["type"] == "http.response.start":
             self.started = True
             message = {**message, "headers": list(message.get("headers", []))}

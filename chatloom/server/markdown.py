@@ -46,6 +46,12 @@ def render_blocks(text: str) -> list[str]:
     return [_clean(parser.renderer.render(block, parser.options, environment)) for block in _blocks(tokens)]
 
 
+def forget() -> None:
+    """Keep nothing of what was rendered; it is remembered for texts that grow."""
+    _clean.cache_clear()
+    _coloured.cache_clear()
+
+
 def _blocks(tokens: Sequence[Token]) -> list[list[Token]]:
     blocks: list[list[Token]] = []
     depth = 0

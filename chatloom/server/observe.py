@@ -29,6 +29,7 @@ from chatloom.feedback.requests import Requests
 from chatloom.server import errors, note
 from chatloom.server.errors import APIError
 from chatloom.server.generation import Generation
+from chatloom.server.guard import Sender
 from chatloom.server.note import Note
 from chatloom.server.served import ServedModels
 
@@ -180,7 +181,7 @@ class Observe:
         self._metrics.in_flight.inc()
         try:
             if self._draining.begun and scope["path"] not in STILL_ANSWERED:
-                await _too_late().response()(scope, receive, sending.send)
+                await _too_late().response()(scope, receive, Sender(sending.send, scope["path"]))
             else:
                 await self._app(scope, receive, sending.send)
         except asyncio.CancelledError:
@@ -190,7 +191,7 @@ class Observe:
             one.error = type(error).__name__
             log("error", level=logging.ERROR, id=one.id, error=type(error).__name__, trace=places(error))
             if not sending.started:
-                await errors.of(RuntimeError()).response()(scope, receive, sending.send)
+                await errors.of(RuntimeError()).response()(scope, receive, Sender(sending.send, scope["path"]))
         finally:
             self._draining.in_flight -= 1
             self._metrics.in_flight.dec()

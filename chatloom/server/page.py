@@ -12,7 +12,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from chatloom.feedback.store import Store
-from chatloom.server import conversations, judging
+from chatloom.server import conversations, judging, markdown
 from chatloom.server.page_state import Page
 from chatloom.server.served import ServedModels
 
@@ -24,6 +24,7 @@ router = APIRouter(include_in_schema=False)
 def install(app: FastAPI, store: Store, models: ServedModels) -> Page:
     """Add the page to an app. `Page.answers.close()` belongs before the engines stop."""
     page = app.state.page = Page(store, models)
+    store.when_forgotten(markdown.forget)
     for each in (router, conversations.router, judging.router):
         app.include_router(each)
     app.mount("/web", _Files(directory=WEB))

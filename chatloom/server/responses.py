@@ -138,7 +138,7 @@ class _Answer:
             temperature=1.0 if body.temperature is None else body.temperature,
             text={"format": (text and text.format) or {"type": "text"}, "verbosity": "medium"},
             tool_choice=body.tool_choice or "auto",
-            tools=[{"parameters": None, "strict": True, **tool} for tool in body.tools or ()],
+            tools=[{"parameters": None, **tool, "strict": tool.get("strict") is True} for tool in body.tools or ()],
             top_logprobs=body.top_logprobs or 0,
             top_p=1.0 if body.top_p is None else body.top_p,
             usage=None

@@ -29,8 +29,8 @@ class StreamOptions(Strict):
 
     # A last chunk with the usage of the whole.
     include_usage: bool | None = None
-    # Padding against side channels; only false can be had.
-    include_obfuscation: bool | None = None
+    # Padding against side channels, of which there is none here.
+    include_obfuscation: Literal[False] | None = None
 
 
 class Sampled(Strict):
@@ -47,7 +47,7 @@ class Sampled(Strict):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None  # 0: the likeliest token, as OpenAI has it
     user: str | None = None
     # Not OpenAI's.
     top_k: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = None

@@ -115,11 +115,11 @@ async def add_user(body: NewUser, request: Request) -> User:
 
 
 @router.delete("/api/accounts/users/{name}", status_code=204)
-async def remove_user(name: str, request: Request) -> None:
-    """Take a user away. One's own name cannot be: nobody might be left who can."""
+async def remove_user(name: str, request: Request, keep_conversations: bool = False) -> None:
+    """Take a user away, with what they said unless it is kept. Not oneself: nobody might be left who can."""
     if name == request.state.principal.name:
         raise APIError(409, "You cannot remove yourself; another administrator can.", code="own_account")
-    await asyncio.to_thread(_accounts(request).remove_user, name)
+    await asyncio.to_thread(_accounts(request).remove_user, name, keep_conversations=keep_conversations)
 
 
 @router.post("/api/accounts/keys", status_code=201)

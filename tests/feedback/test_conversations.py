@@ -121,11 +121,10 @@ def test_the_list_is_searched_paged_and_in_order_of_use(store: Store) -> None:
     assert search("1%r") == search("rea__") == []  # no wildcards
 
 
-def test_titles_and_system_messages_change(store: Store, talk: Talk) -> None:
+def test_titles_change(store: Store, talk: Talk) -> None:
     assert store.rename_conversation(talk.conversation.id, "New", owner="").title == "New"
-    assert store.set_system(talk.conversation.id, "Be brief.", owner="").system == "Be brief."
     found = store.conversation(talk.conversation.id, owner="")
-    assert (found.title, found.system) == ("New", "Be brief.")
+    assert found.title == "New"
     assert found.updated > found.created
 
 

@@ -13,6 +13,7 @@ from sqlalchemy import create_engine, inspect, text
 from sqlalchemy.schema import UniqueConstraint
 
 from chatloom.feedback import migrations, tables
+from chatloom.feedback.records import PastRequest
 from chatloom.feedback.store import Store
 from chatloom.testing.talk import Talk
 
@@ -95,7 +96,7 @@ def test_every_past_version_is_brought_up_to_date(location: str, version: int) -
         # And it can be written to in all its parts.
         talk = Talk(store)
         store.rate(talk.answer(talk.ask("Why?"), "Because").id, rater="bob", value=1)
-        store.log_request(path="/v1", status=200)
+        store.log_requests([PastRequest(id="1", created=1.0, path="/v1", status=200)])
         updated = described(store)
     with Store.open(location) as again:
         assert described(again) == updated

@@ -1,15 +1,27 @@
 """The log of past requests."""
 
+from chatloom.feedback.database import now
 from chatloom.feedback.records import PastRequest
 from chatloom.feedback.store import Store
 
 
 def test_requests_are_listed_filtered_and_forgotten(store: Store) -> None:
-    first = store.log_request(
-        path="/v1/completions", status=200, model="tiny", caller="a key", num_tokens=5, stream=True
-    )
-    second = store.log_request(path="/v1/chat/completions", status=429, error="rate_limit_exceeded", seconds=0.5)
     old = PastRequest(id="1", created=1.0, path="/v1/models", status=200)
+    time = now()
+    first = PastRequest(
+        id="2",
+        created=time,
+        path="/v1/completions",
+        status=200,
+        model="tiny",
+        caller="a key",
+        num_tokens=5,
+        stream=True,
+    )
+    second = PastRequest(
+        id="3", created=time + 1, path="/v1/chat/completions", status=429, error="rate_limit_exceeded", seconds=0.5
+    )
+    store.log_requests([first, second])
     store.log_requests([old])
     store.log_requests([])
     assert store.requests() == [second, first, old]

@@ -57,6 +57,24 @@ def test_users(accounts: Accounts) -> None:
         accounts.remove_user("ana")
 
 
+def test_who_is_removed_leaves_nothing_to_the_next_of_that_name(accounts: Accounts, store: Store) -> None:
+    for name in ("ana", "ben"):
+        accounts.add_user(name, password=PASSWORD)
+        talk = store.create_conversation(owner=name, title="mine")
+        store.add_message(talk.id, parent=None, role="user", content=f"the secret of {name}")
+    accounts.remove_user("ana")
+    assert [each.owner for each in store.conversations(owner=None)] == ["ben"]
+    assert b"the secret of ana" not in b"".join(path.read_bytes() for path in Path(store.place).parent.iterdir())
+    accounts.add_user("ana", password=None)
+    accounts.remove_user("ben", keep_conversations=True)
+    assert [each.owner for each in store.conversations(owner=None)] == ["ben"]
+    with pytest.raises(ValueError, match="there are conversations of 'ben', who is no user"):
+        accounts.add_user("ben", password=None)
+    accounts.remove_user("ben")
+    assert store.conversations(owner=None) == []
+    accounts.add_user("ben", password=None)
+
+
 @pytest.mark.parametrize("name", ["", "Ana", "-ana", "an a", "a" * 65, "key-1", "file-1", "ana\n", "a/b"])
 def test_names_that_cannot_be(accounts: Accounts, name: str) -> None:
     with pytest.raises(ValueError, match="cannot be a user's name"):

@@ -64,6 +64,19 @@ def test_from_nobody_to_a_key_and_back(terminal: Terminal, tmp_path: Path) -> No
         assert Accounts(store).authenticate("ana", "another password") is not None
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_removing_a_user_deletes_what_they_said_unless_it_is_kept(
+    terminal: Terminal, tmp_path: Path, keep: bool
+) -> None:
+    terminal("add-user", "ana", stdin=PASSWORD)
+    with Store.open(tmp_path / "feedback.db") as store:
+        store.create_conversation(owner="ana")
+    assert terminal("remove", "ana", *["--keep-conversations"] * keep)[0] == 0
+    with Store.open(tmp_path / "feedback.db") as store:
+        assert len(store.conversations(owner="ana")) == keep
+    assert terminal("add-user", "ana", "--keys-only")[0] == (2 if keep else 0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "stdin", "sentence"),
     [

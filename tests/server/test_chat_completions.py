@@ -192,6 +192,12 @@ def test_what_was_said_before_is_remembered_and_told(serving: Callable[..., Runn
         ([{"role": "developer", "content": "Be brief."}, *USER], ["Be brief.", "hi"]),
         ([{"role": "system", "content": "A"}, {"role": "system", "content": "B"}, *USER], ["A\n\nB", "hi"]),
         ([*USER, {"role": "user", "content": "you"}], ["hi\n\nyou"]),
+        ([{"role": "system", "content": "Say a word."}], ["<|system|>Say a word."]),
+        ([*USER, {"role": "system", "content": "Be brief."}], ["<|user|>hi\n\nBe brief."]),
+        (
+            [*USER, {"role": "assistant", "content": "Ho."}, {"role": "developer", "content": "In French."}, *USER],
+            ["<|user|>In French.\n\nhi"],
+        ),
         ([*USER, {"role": "assistant", "content": None, "refusal": "No."}, *USER], ["hi", "No.", "hi"]),
     ],
 )
@@ -221,8 +227,7 @@ def test_an_answer_can_be_sent_back_as_it_came(serving: Callable[..., Running]) 
         ({"messages": [{"role": "king", "content": "a"}]}, "messages[0].role", "developer"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "valid string"),
         ({"messages": [{"content": "a"}]}, "messages[0].role", "Missing required"),
-        ({"messages": [*USER, {"role": "system", "content": "late"}]}, "messages", "only open"),
-        ({"messages": [*USER, {"role": "assistant", "content": "x"}]}, "messages", "must be the user's"),
+        ({"messages": [*USER, {"role": "assistant", "content": "x"}]}, "messages", "must not be the assistant's"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
             "messages[0].content[0].type",
@@ -231,7 +236,7 @@ def test_an_answer_can_be_sent_back_as_it_came(serving: Callable[..., Running]) 
         ({"messages": [{"role": "user", "content": "x" * 800}]}, "messages", "context length is 512 tokens"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
         ({"temperature": "hot"}, "temperature", "valid number"),
-        ({"top_p": 0}, "top_p", "greater than 0"),
+        ({"top_p": -0.1}, "top_p", "greater than or equal to 0"),
         ({"n": 0}, "n", "greater than or equal to 1"),
         ({"max_tokens": 1.5}, "max_tokens", "valid integer"),
         ({"max_tokens": 5, "max_completion_tokens": 5}, "max_tokens", "not both"),
@@ -242,6 +247,11 @@ def test_an_answer_can_be_sent_back_as_it_came(serving: Callable[..., Running]) 
         ({"logit_bias": {"x": 1}}, "logit_bias.x", "pattern"),
         ({"logit_bias": {"99999": 1}}, None, "not in the model's vocabulary"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "stream"),
+        (
+            {"stream": True, "stream_options": {"include_obfuscation": True}},
+            "stream_options.include_obfuscation",
+            "False",
+        ),
         ({"stop": [""]}, "stop[0]", "at least 1 character"),
         ({"extra_body": {"tempratur": 1}}, "tempratur", "Unknown parameter: 'tempratur'"),
         ({"store": True}, "store", "False"),
@@ -297,6 +307,11 @@ def test_a_damaged_model_is_an_error_and_not_an_answer(serving: Callable[..., Ru
     client = serving(broken=model).client
     with pytest.raises(openai.APIError, match="not finite numbers"):
         list(client.chat.completions.create(model="broken", messages=USER, stream=stream))
+
+
+def test_no_top_p_is_the_likeliest_token(tiny_server: Running) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "messages": USER, "max_tokens": 8, "temperature": 1.5, "top_p": 0}
+    assert content(tiny_server.client.chat.completions.create(**asked)) == tiny().chat(USER, max_tokens=8)
 
 
 @pytest.mark.parametrize("temperature", [5e-324, 1e-30, 0.0])

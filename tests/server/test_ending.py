@@ -11,6 +11,7 @@ import pytest
 from chatloom.feedback.store import Store
 from chatloom.server.app import create_app
 from chatloom.server.ending import Server
+from chatloom.server.guard import SECURITY_HEADERS
 from chatloom.server.served import ServedModels
 from chatloom.testing.serving import listening_socket, scripted, tiny
 
@@ -56,6 +57,7 @@ def test_running_answers_finish_and_new_ones_are_refused(store: Store) -> None:
     assert refused.status_code == 503
     assert refused.json()["error"]["code"] == "shutting_down"
     assert refused.headers["Retry-After"] == "5"
+    assert SECURITY_HEADERS.items() <= dict(refused.headers).items()
     assert (health.status_code, health.json()) == (503, {"status": "ending"})
     assert "data: [DONE]" in rest
     text = "".join(

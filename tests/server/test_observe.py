@@ -14,6 +14,7 @@ import pytest
 
 from chatloom.feedback.store import Store
 from chatloom.server import observe
+from chatloom.server.guard import SECURITY_HEADERS, Guard
 from chatloom.testing.serving import Running, scripted, tiny
 
 SECRET = [{"role": "user", "content": "my secret words"}]
@@ -104,6 +105,20 @@ def test_an_exception_is_logged_without_its_words() -> None:
     assert line["trace"][-1].endswith("fails")
     assert (line["event"], line["error"], line["logger"]) == ("it failed", "ValueError", "uvicorn.error")
     assert "somebody" not in json.dumps(line)
+
+
+def test_what_nobody_foresaw_outside_the_guard_leaves_with_its_headers(
+    serving: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: object) -> None:
+        raise RuntimeError("somebody's text")
+
+    server = serving(tiny=tiny())
+    monkeypatch.setattr(Guard, "__call__", fails)
+    answer = httpx.get(f"{server.base_url}/v1/models")
+    assert answer.status_code == 500
+    assert SECURITY_HEADERS.items() <= dict(answer.headers).items()
+    assert "somebody" not in answer.text
 
 
 def test_past_requests_are_kept_and_shown_without_text(serving: Callable[..., Running], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from chatloom.feedback.store import Store
-from chatloom.server import running
+from chatloom.server import markdown, running
 from chatloom.server.accounts import ROLES
 from chatloom.server.app import Settings
 from chatloom.server.key_file import KeyFile
@@ -229,6 +229,21 @@ def test_where_the_database_is_only_its_administrators_are_told(tmp_path: Path, 
     assert response.status_code == 200, response.text
     assert (str(path) in response.text) == (role == "admin")
     assert "--to reward" in response.json()["commands"][0]
+
+
+@pytest.mark.parametrize("removed", ["conversation", "user"])
+def test_what_is_deleted_is_not_remembered_as_it_was_shown(client: httpx.Client, server: Running, removed: str) -> None:
+    markdown.render("```python\nsecret = 1\n```")
+    assert markdown._clean.cache_info().currsize
+    assert markdown._coloured.cache_info().currsize
+    if removed == "conversation":
+        conversation = client.post("/api/conversations", json={}).json()["conversation"]["id"]
+        client.delete(f"/api/conversations/{conversation}").raise_for_status()
+    else:
+        server.app.state.accounts.add_user("ann", password=None)
+        server.app.state.accounts.remove_user("ann")
+    assert not markdown._clean.cache_info().currsize
+    assert not markdown._coloured.cache_info().currsize
 
 
 def test_a_rating_of_two_who_agree_shows_in_the_loop(client: httpx.Client, server: Running) -> None:

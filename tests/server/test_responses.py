@@ -140,6 +140,12 @@ def test_a_model_is_held_to_tools_and_schemas(server: Running) -> None:
         assert isinstance(stream.get_final_response().output_parsed, Person)
 
 
+def test_a_tool_is_told_to_be_as_strict_as_it_was_checked(server: Running) -> None:
+    loose = {**{name: value for name, value in TOOL.items() if name != "strict"}, "name": "loose"}
+    made = server.client.responses.create(model="tiny", input="hi", tools=[TOOL, loose], max_output_tokens=16)  # type: ignore[list-item]
+    assert [tool.strict for tool in made.tools] == [True, False]  # type: ignore[union-attr]
+
+
 def test_an_answer_cut_short_is_incomplete(server: Running) -> None:
     made = server.client.responses.create(
         model="tiny", input="hi", tools=[TOOL], tool_choice="required", max_output_tokens=30
@@ -192,7 +198,7 @@ def test_many_at_once(server: Running) -> None:
             "input[0].content[0].type",
             "reads text alone",
         ),
-        ({"input": [{"role": "assistant", "content": "x"}]}, "input", "last message must be the user's"),
+        ({"input": [{"role": "assistant", "content": "x"}]}, "input", "last message must not be the assistant's"),
         (
             {
                 "input": [
@@ -231,6 +237,11 @@ def test_many_at_once(server: Running) -> None:
         ),
         ({"input": "x" * 5000}, "input", "maximum context length is 2048 tokens"),
         ({"extra_body": {"sizes": 1}}, "sizes", "Unknown parameter"),
+        (
+            {"stream": True, "stream_options": {"include_obfuscation": True}},
+            "stream_options.include_obfuscation",
+            "False",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(server: Running, options: Any, param: str, words: str) -> None:
