@@ -186,7 +186,7 @@ async def answer(request: Request, id: str, body: Asked) -> dict[str, Any]:
     names = body.models or [body.model or next(iter(page.models))] * body.n
     chosen = [page.models.find(name) for name in names]
     messages = await page.answers.begin(here, question, chosen, body.sampling.params())
-    return {"messages": [page.view(each) for each in messages]}
+    return {"messages": await asyncio.to_thread(lambda: [page.view(each) for each in messages])}
 
 
 @router.post("/api/messages/{id}/stop")
@@ -195,7 +195,8 @@ async def stop(request: Request, id: str) -> dict[str, Any]:
     page, person = page_of(request), person_of(request)
     await asyncio.to_thread(found, page.message, id, person)
     await page.answers.stop(id)
-    return {"message": page.view(await asyncio.to_thread(found, page.message, id, person))}
+    message = await asyncio.to_thread(found, page.message, id, person)
+    return {"message": await asyncio.to_thread(page.view, message)}
 
 
 @router.post("/api/messages/{id}/continue")
@@ -203,7 +204,8 @@ async def go_on(request: Request, id: str, body: Continued) -> dict[str, Any]:
     """Continue an answer that was stopped or cut off."""
     page = page_of(request)
     message = await asyncio.to_thread(found, page.message, id, person_of(request))
-    return {"message": page.view(await page.answers.go_on(message, body.sampling.params()))}
+    message = await page.answers.go_on(message, body.sampling.params())
+    return {"message": await asyncio.to_thread(page.view, message)}
 
 
 @router.get("/api/messages/{id}/events", response_class=Response)
@@ -240,6 +242,6 @@ async def bring_in(request: Request, body: Imported) -> dict[str, int]:
 
     def add() -> int:
         read = [read_conversation(each, index) for index, each in enumerate(body.conversations)]
-        return sum(store.import_conversation(each, owner=person) is not None for each in read if each is not None)
+        return len(store.import_conversations([each for each in read if each is not None], owner=person))
 
     return {"imported": await asyncio.to_thread(add)}

@@ -15,7 +15,7 @@ from typing import Any
 
 from chatloom.chat.message import Message as Turn
 from chatloom.engine.request import MAX_SEED, SamplingParams, sample_seed
-from chatloom.feedback.records import Conversation, Made, Message
+from chatloom.feedback.records import Conversation, Made, Message, answers_of
 from chatloom.feedback.store import Store
 from chatloom.server import errors
 from chatloom.server.events import event
@@ -41,8 +41,6 @@ class Running:
     first: list[int]  # the tokens that were there before
     watchers: set[asyncio.Event] = field(default_factory=set)
     task: asyncio.Task[None] | None = None
-    finishing: bool = False
-    writing: asyncio.Future[None] | None = None  # of the store
     stored: float = field(default_factory=time.monotonic)
     drawn: tuple[str, list[str]] = ("", [])
 
@@ -85,6 +83,7 @@ class Answers:
         self.store, self.models, self._view = store, models, view
         self.problems: dict[str, str] = {}  # why answers failed
         self._running: dict[str, Running] = {}
+        self._starting: set[str] = set()  # answers that are about to be continued
 
     def get(self, id: str) -> Running | None:
         """An answer under way in this process."""
@@ -122,32 +121,54 @@ class Answers:
         )
 
     async def go_on(self, message: Message, sampling: SamplingParams) -> Message:
-        """Continue an answer that was cut off, in the same message. ValueError where it has ended."""
-        made = message.made
-        if made is None or not can_continue(message):
-            raise ValueError("this answer has come to its end; only one that was stopped or cut off can be continued")
-        served = self.models.find(made.adapter or made.model)
-        prompt = made.prompt_tokens + made.tokens
-        if len(prompt) >= served.context_length:
-            raise errors.context_exceeded(served.context_length, len(prompt))
-        seed = randbits(63) & MAX_SEED if sampling.seed is None else sampling.seed
-        own = replace(sampling, seed=seed, stop_tokens=tuple(served.format.stop_tokens))
-        generation = await generate(served, prompt, own)
+        """Continue an answer that was cut off, in the same message.
+
+        ValueError where it has ended or is continued already, and where it would no longer be what was judged or
+        answered, or be of two models.
+        """
+        if message.id in self._running or message.id in self._starting:
+            raise ValueError("this answer is being written; wait for its end, or stop it")
+        self._starting.add(message.id)  # before anything is waited for: of two who ask at once, one is too late
         try:
-            await asyncio.to_thread(self.store.update_message, message.id, status="running")
-        except BaseException:
-            generation.cancel()
-            raise
-        message = replace(message, status="running")
-        self._start(Running(message, served, made, generation, message.content, made.tokens))
+            message = await asyncio.to_thread(self._continuable, message.id)
+            made = message.made
+            assert made is not None
+            served = self.models.find(made.adapter or made.model)
+            if made.revision != served.revision:
+                raise ValueError("the model has changed since this answer was begun; ask for another answer instead")
+            prompt = made.prompt_tokens + made.tokens
+            if len(prompt) >= served.context_length:
+                raise errors.context_exceeded(served.context_length, len(prompt))
+            seed = randbits(63) & MAX_SEED if sampling.seed is None else sampling.seed
+            own = replace(sampling, seed=seed, stop_tokens=tuple(served.format.stop_tokens))
+            generation = await generate(served, prompt, own)
+            try:
+                await asyncio.to_thread(self.store.update_message, message.id, status="running")
+            except BaseException:
+                generation.cancel()
+                raise
+            message = replace(message, status="running")
+            self._start(Running(message, served, made, generation, message.content, made.tokens))
+        finally:
+            self._starting.discard(message.id)
+        return message
+
+    def _continuable(self, id: str) -> Message:
+        message = self.store.message(id)
+        if not can_continue(message):
+            raise ValueError("this answer has come to its end; only one that was stopped or cut off can be continued")
+        if any(each.parent == id for each in self.store.messages(message.conversation)):
+            raise ValueError("the conversation has gone on behind this answer; ask for another answer instead")
+        given = self.store.feedback(consent=None, conversation=message.conversation, tokens=False)
+        if any(each.id == id for one in given for each in answers_of(one)):
+            raise ValueError("this answer was judged as it is; take that back, or ask for another answer")
         return message
 
     async def stop(self, id: str) -> None:
         """End an answer; what there is of it stays. It is stored when this returns."""
         running = self._running.get(id)
         if running is not None and running.task is not None:
-            if not running.finishing:
-                running.task.cancel()
+            running.generation.cancel()  # the task sees the end by itself, even where it has not begun
             await asyncio.wait([running.task])
 
     async def close(self) -> None:
@@ -169,17 +190,12 @@ class Answers:
                 running.tell()
                 if time.monotonic() - running.stored > STORE_SECONDS:
                     await self._store(running, "running")
-        except asyncio.CancelledError:
-            running.generation.cancel()
-            task = asyncio.current_task()
-            if task is not None:
-                task.uncancel()
         except Exception as error:
+            running.generation.cancel()
             problem = errors.of(error).message
         await self._finish(running, problem)
 
     async def _finish(self, running: Running, problem: str | None) -> None:
-        running.finishing = True  # from here on nothing cancels it
         completion = running.generation.completion
         if running.first:  # characters may have been cut through where it was stopped
             running.text = running.served.tokenizer.decode(running.tokens)
@@ -189,7 +205,7 @@ class Answers:
         try:
             await self._store(running, status)
         except Exception as error:
-            problem = str(error)
+            problem = errors.of(error).message
         if problem:
             self.problems[running.message.id] = problem
         self._running.pop(running.message.id, None)
@@ -206,13 +222,9 @@ class Answers:
             finish_reason=reason,
             seconds=before + time.monotonic() - generation.started,
         )
-        if running.writing is not None:  # one that was begun when the answer was stopped: the last write comes last
-            await asyncio.wait([running.writing])
-        write = asyncio.to_thread(
+        await asyncio.to_thread(
             self.store.update_message, running.message.id, content=running.text, status=status, made=made
         )
-        running.writing = asyncio.ensure_future(write)
-        await asyncio.shield(running.writing)
 
     # --- who looks ------------------------------------------------------------------------------------------------
 
@@ -242,7 +254,9 @@ class Answers:
                     if message.status != "running":
                         yield event({"id": id, "message": await asyncio.to_thread(self._view, message)})
                         left.remove(id)
-                    elif (told := _changed(sent[id], blocks := render_blocks(message.content))) is not None:
+                        continue
+                    blocks = await asyncio.to_thread(render_blocks, message.content)
+                    if (told := _changed(sent[id], blocks)) is not None:
                         yield event({"id": id, "status": "running", "figures": None, **told})
                         sent[id] = blocks
                 if left:

@@ -1,9 +1,12 @@
 """The page's routes: whose conversations they are, answers that outlive who asked, and what they refuse."""
 
+import errno
 import json
 import re
 import socket
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -195,6 +198,55 @@ def test_an_answer_under_way_cannot_be_judged_and_is_ended_with_its_conversation
     assert "still being written" in response.json()["error"]["message"]
     assert client.delete(f"/api/conversations/{conversation}").status_code == 204
     assert server.models.num_live == 0
+
+
+def test_of_many_who_continue_an_answer_one_does(client: httpx.Client, server: Running) -> None:
+    _, (message,) = asked(client, sampling={"max_tokens": 2})
+    events(client, message["id"])
+    engine_of(server).hold()
+    with ThreadPoolExecutor(6) as together:
+        asking = [
+            together.submit(client.post, f"/api/messages/{message['id']}/continue", json={"sampling": {}})
+            for _ in range(6)
+        ]
+        assert sorted(one.result().status_code for one in asking) == [200, 400, 400, 400, 400, 400]
+    assert server.models.num_live == 1
+    client.post(f"/api/messages/{message['id']}/stop").raise_for_status()
+    assert server.models.num_live == 0
+
+
+def test_an_answer_that_was_judged_or_answered_stays_what_it_is(client: httpx.Client, server: Running) -> None:
+    conversation, (judged, gone_on) = asked(client, n=2, sampling={"max_tokens": 2})
+    events(client, judged["id"], also=gone_on["id"])
+    client.post(f"/api/messages/{judged['id']}/rating", json={"value": -1}).raise_for_status()
+    more = {"content": "and?", "parent": gone_on["id"]}
+    client.post(f"/api/conversations/{conversation}/messages", json=more).raise_for_status()
+    for message, words in ((judged, "judged as it is"), (gone_on, "gone on behind")):
+        refused = client.post(f"/api/messages/{message['id']}/continue", json={"sampling": {}})
+        assert refused.status_code == 400
+        assert words in refused.json()["error"]["message"]
+    client.post(f"/api/messages/{judged['id']}/rating", json={"value": 0}).raise_for_status()
+    client.post(f"/api/messages/{judged['id']}/continue", json={"sampling": {}}).raise_for_status()
+
+
+def test_an_answer_that_cannot_be_stored_is_not_computed_on(
+    client: httpx.Client, server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any, **named: Any) -> None:
+        raise OSError(errno.ENOSPC, "the disk of /secret/place is full")
+
+    engine = engine_of(server)
+    engine.hold()
+    monkeypatch.setattr(running, "STORE_SECONDS", 0.0)
+    _, (message,) = asked(client)
+    monkeypatch.setattr(server.app.state.store, "update_message", full)
+    engine.say(3)
+    answers = server.app.state.page.answers
+    deadline = time.monotonic() + 10
+    while server.models.num_live or answers.get(message["id"]) is not None:
+        assert time.monotonic() < deadline, "it is computed for nobody"
+        time.sleep(0.01)
+    assert "/secret" not in answers.problems[message["id"]]
 
 
 def test_an_answer_that_failed_cannot_be_judged(client: httpx.Client, server: Running) -> None:
