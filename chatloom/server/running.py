@@ -148,6 +148,7 @@ class Answers:
                 generation.cancel()
                 raise
             message = replace(message, status="running")
+            made = replace(made, sampling=made.sampling | _from(made, made_of(served, own, prompt)))
             self._start(Running(message, served, made, generation, message.content, made.tokens))
         finally:
             self._starting.discard(message.id)
@@ -315,6 +316,12 @@ def can_continue(message: Message) -> bool:
     if message.role != "assistant" or made is None or message.status == "running" or not made.tokens:
         return False
     return made.finish_reason != "stop"
+
+
+def _from(made: Made, more: Made) -> dict[str, Any]:
+    """What a continuation is sampled with, where it differs: `seed_from_12` is the seed from token 12 on."""
+    own = more.sampling | {"seed": more.seed}
+    return {f"{name}_from_{len(made.tokens)}": value for name, value in own.items() if made.sampling.get(name) != value}
 
 
 def shown_context(served: Served) -> int | None:

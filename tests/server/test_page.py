@@ -119,6 +119,10 @@ def test_a_continued_answer_keeps_all_its_tokens(client: httpx.Client, server: R
     assert made is not None
     assert last["content"] == "It iIt is " == server.models["echo"].tokenizer.decode(made.tokens)
     assert (made.prompt_tokens, made.tokens[:4]) == (before.prompt_tokens, before.tokens)
+    assert before.sampling.items() <= made.sampling.items()
+    assert made.sampling["max_tokens_from_4"] == 6
+    assert isinstance(made.sampling["seed_from_4"], int)
+    assert made.seed == before.seed
     assert engine_of(server).prompts[-1].endswith("<|assistant|>It i")
 
 
