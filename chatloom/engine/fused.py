@@ -158,6 +158,7 @@ def can(model: Decoder, block_size: int) -> bool:
         and all(_is_plain(block, config.width, config.head_width) for block in blocks)
         and {_heads(each.attention) for each in blocks} == {_heads(config)}
         and len({(each.attention.rule.scale, each.feedforward.down.in_features) for each in blocks}) == 1
+        and len({each.bits for each in model.blocks.modules() if isinstance(each, Matrix)}) == 1
         and len({norm.epsilon for norm in model.modules() if isinstance(norm, RMSNorm)}) == 1
     )
 
